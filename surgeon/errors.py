@@ -1,0 +1,28 @@
+"""Every error this library raises on purpose.
+
+Kept apart so that a user can catch one class, and so that each message has a home: what, why with the numbers, what to do.
+"""
+
+
+class SurgeonError(Exception):
+    """Base class of every intended error."""
+
+
+class TraceError(SurgeonError):
+    """The model's forward could not be recorded."""
+
+
+class NoSiteError(SurgeonError):
+    """A selection matched neither something to rewrite nor something unchanged."""
+
+
+class RefusedError(SurgeonError):
+    """The model, or the very site the user named, cannot be operated."""
+
+
+class RecipeError(SurgeonError):
+    """A recipe, a YAML file or an op's settings are not valid."""
+
+
+class LoadError(SurgeonError):
+    """A saved folder is damaged, or does not fit the model."""
