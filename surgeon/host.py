@@ -1,0 +1,101 @@
+"""What users pass in: which module is meant, how large its images are, who built it.
+
+``register_host`` lets other kinds of objects (detectors) join without this file knowing their library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from surgeon.errors import RefusedError, SurgeonError
+
+InputSize = int | tuple[int, int] | tuple[int, int, int] | None
+Size = tuple[int, int, int]
+_unwrappers: list[Callable[[Any], nn.Module | None]] = []
+_WRAPPERS = {
+    "DistributedDataParallel": "operate on its .module, then wrap again",
+    "DataParallel": "operate on its .module, then wrap again",
+    "FullyShardedDataParallel": "operate before sharding",
+    "OptimizedModule": "operate on its ._orig_mod, then compile again",
+}
+
+
+def register_host(unwrapper: Callable[[Any], nn.Module | None]) -> None:
+    """Add a function that answers the inner module of a foreign object, or None where the object is not its kind."""
+    _unwrappers.append(unwrapper)
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module to operate on.
+
+    Raises:
+        RefusedError: When ``model`` is wrapped by something that holds on to its parameters, or is no module.
+    """
+    for unwrapper in _unwrappers:
+        inner = unwrapper(model)
+        if inner is not None:
+            return inner
+    kind = type(model).__name__
+    if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)):
+        raise RefusedError(f"cannot operate on a {kind}: its code is fixed; operate on the model it was made from")
+    if not isinstance(model, nn.Module):
+        raise RefusedError(f"cannot operate on a {kind}: it is no nn.Module; pass the model itself")
+    for base in type(model).__mro__:
+        if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+            raise RefusedError(f"cannot operate on a model wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}")
+    if any(hasattr(p, "device_mesh") for p in model.parameters()):
+        raise RefusedError("cannot operate on a model whose parameters are sharded (DTensor): operate before sharding")
+    return model
+
+
+def resolve_input_size(model: nn.Module, input_size: InputSize = None) -> Size:
+    """(C, H, W) of the images of ``model``.
+
+    Channels come from the first conv; height and width from the model's ``img_size``, then timm's ``pretrained_cfg``.
+
+    Raises:
+        SurgeonError: When the size is malformed, or neither given nor known.
+    """
+    if input_size is None:
+        sides = _own_size(model)
+    elif isinstance(input_size, int):
+        sides = (input_size, input_size)
+    else:
+        sides = tuple(input_size)
+    if len(sides) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise SurgeonError(f"input_size is {input_size!r}; pass a positive int, (H, W) or (C, H, W)")
+    return (_channels(model), *sides) if len(sides) == 2 else sides  # type: ignore[return-value]
+
+
+def _channels(model: nn.Module) -> int:
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is not None:
+        return conv.in_channels
+    remembered = (getattr(m, "in_chans", None) or getattr(m, "in_channels", None) for m in model.modules())
+    return next((n for n in remembered if isinstance(n, int)), _config(model).get("input_size", (3,))[0])
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    found = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    return found if isinstance(found, dict) else vars(found)
+
+
+def _own_size(model: nn.Module) -> tuple[int, ...]:
+    ledger = model.__dict__.get("_surgeon")
+    if ledger is not None:
+        return tuple(ledger.input_size)
+    for holder in (model, getattr(model, "patch_embed", None)):
+        size = getattr(holder, "img_size", None)
+        if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
+            return (size, size) if isinstance(size, int) else tuple(size)
+    size = _config(model).get("input_size")
+    if size is None:
+        raise SurgeonError(
+            f"the image size of {type(model).__name__} is not known: it has no img_size and no timm pretrained_cfg; "
+            "pass input_size=224, (H, W) or (C, H, W)"
+        )
+    return tuple(size)[1:]

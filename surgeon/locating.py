@@ -1,0 +1,154 @@
+"""Locate: read-only passes over a recorded graph that list every site.
+
+``locate(model)`` is ``host -> skeleton -> trace -> sites_of``; each pass names one kind of site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from surgeon.calls import lift, slice_stride
+from surgeon.host import InputSize, resolve_input_size, unwrap
+from surgeon.residual import residuals
+from surgeon.site import Kind, Pair, Site, Sites
+from surgeon.tracing import Trace, skeleton, trace
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
+
+
+def locate(model: nn.Module, input_size: InputSize = None) -> Sites:
+    """List every site of ``model``: strided convs and pools, spatial convs, residual blocks and skips.
+
+    The model is only read: its forward runs once on a skeleton of fake tensors.
+
+    Args:
+        model: Any module that takes one image tensor.
+        input_size: An int, (H, W) or (C, H, W); by default what the model says of itself.
+
+    Raises:
+        RefusedError: When the model is wrapped (DDP, FSDP, compiled, scripted).
+        TraceError: When its forward cannot run on such an image.
+
+    Example:
+        >>> import timm
+        >>> sites = locate(timm.create_model("test_resnet"), 64)
+        >>> sites.count("strided_conv"), sites.count("block")
+        (7, 4)
+    """
+    model = unwrap(model)
+    size = resolve_input_size(model, input_size)
+    recorded = trace(skeleton(model), size)
+    return Sites(sites_of(recorded), type(model).__name__, size, recorded.notes)
+
+
+def sites_of(recorded: Trace) -> list[Site]:
+    """The sites of a recorded forward pass, in order of call."""
+    nodes = list(recorded.graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    aliases = _aliases(recorded.model)
+    found: dict[str, Site] = {}
+    facts = [(node, fact) for node in nodes if (fact := _spatial(node, recorded))]
+    facts += [(node, fact) for node, fact in residuals(recorded)]
+    for node, fact in sorted(facts, key=lambda pair: order[pair[0]]):
+        path = fact["path"]
+        if path in found:
+            found[path] = replace(found[path], calls=found[path].calls + 1)
+            continue
+        seen = fact["in_shape"]
+        found[path] = Site(
+            reduction=_reduction(seen, recorded.input_size),
+            depth=round(order[node] / len(nodes), 4),
+            aliases=aliases.get(path, (path,)),
+            **fact,
+        )
+    return list(found.values())
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {group[0]: tuple(group) for group in names.values()}
+
+
+def _reduction(shape: tuple[int, ...], input_size: tuple[int, int, int]) -> int:
+    """Input height over feature height; features may be (C, H, W), (H, W, C) or (positions, C)."""
+    if len(shape) == 3:
+        sides = shape[1:] if abs(shape[1] - shape[2]) <= abs(shape[0] - shape[1]) else shape[:2]
+        return max(1, round(input_size[1] / sides[0]))
+    positions = input_size[1] * input_size[2]
+    return max(1, round((positions / max(1, shape[0])) ** 0.5))
+
+
+def _spatial(node: fx.Node, recorded: Trace) -> dict[str, Any] | None:
+    """What a node is if it is a conv or pool of interest: the fields of its site."""
+    if node.op == "call_module":
+        module = recorded.model.get_submodule(str(node.target)) if _registered(node, recorded) else None
+        path, via, type_name = str(node.target), "module", type(module).__name__
+    elif node.op == "call_function" and node.meta["name"] in ("getitem", "conv2d", *_POOL_CALLS):
+        module = lift(node, lambda attr: attr.meta["val"])
+        path, type_name = function_path(node), node.meta["name"]
+        via = "slice" if type_name == "getitem" else "function"
+    else:
+        return None
+    kind = None if module is None else _kind(module)
+    source = _source(node)
+    if module is None or kind is None or source is None or not isinstance(node.meta["val"], Tensor):
+        return None
+    shapes = {"in_shape": tuple(source.shape[1:]), "out_shape": tuple(node.meta["val"].shape[1:])}
+    return {"path": path, "kind": kind, "type_name": type_name, "via": via, **shapes, **geometry(module)}
+
+
+_POOL_CALLS = ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")
+
+
+def function_path(node: fx.Node) -> str:
+    """``owner:function:n`` of a functional call."""
+    return f"{node.meta['owner']}:{node.meta['name']}:{node.meta['index']}"
+
+
+def _registered(node: fx.Node, recorded: Trace) -> bool:
+    return "<" not in str(node.target)
+
+
+def _source(node: fx.Node) -> Tensor | None:
+    """The 4-D tensor the node reads."""
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    value = first.meta["val"] if isinstance(first, fx.Node) else None
+    return value if isinstance(value, Tensor) and value.ndim == 4 else None
+
+
+def _kind(module: nn.Module) -> Kind | None:
+    if not isinstance(module, (nn.Conv2d, *POOLS)):
+        return None
+    strided = max(pair(module.stride)) > 1
+    if isinstance(module, POOLS):
+        return "strided_pool" if strided else None
+    if strided:
+        return "strided_conv"
+    return "spatial_conv" if max(module.kernel_size) > 1 else None
+
+
+def pair(value: Any) -> Pair:
+    """Torch's int-or-pair as a pair; -1 for padding known by name only."""
+    if isinstance(value, str):
+        return (-1, -1)
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def geometry(module: nn.Module) -> dict[str, Any]:
+    """Kernel size, stride, padding, dilation and groups of a conv or pool, as pairs."""
+    same = type(module).__name__.endswith("Same")
+    return {
+        "kernel_size": pair(module.kernel_size),
+        "stride": pair(module.stride),
+        "padding": (-1, -1) if same else pair(getattr(module, "padding", 0)),
+        "dilation": pair(getattr(module, "dilation", 1)),
+        "groups": getattr(module, "groups", None),
+    }
+
+
+__all__ = ["function_path", "geometry", "locate", "pair", "sites_of", "slice_stride"]

@@ -1,0 +1,283 @@
+"""Record one forward pass of a model as an fx graph whose nodes carry shapes; no arithmetic is done.
+
+The model's own Python code runs on a skeleton: a deep copy whose parameters, buffers and input are fake tensors. Each
+fake tensor stands for the node that made it, so sizes, lengths, iteration and control flow are resolved as in a real
+run, and the model itself is only read. Such a graph has batch, size and mode baked in: it is looked at, never executed.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from surgeon.errors import TraceError
+
+LEAVES = (
+    nn.modules.conv._ConvNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._LPPoolNd,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.MultiheadAttention,
+)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is one node: by class, so that subclasses of ``nn.Conv2d`` are leaves too."""
+    home = type(module).__module__
+    if isinstance(module, LEAVES) or home.startswith("surgeon.ops."):
+        return True
+    return home.startswith("torch.nn.") and not any(module.children())
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """The plain name of a torch function or method: ``conv2d``, ``getitem``, ``add``."""
+    return str(getattr(function, "__name__", type(function).__name__)).strip("_")
+
+
+@dataclass
+class Trace:
+    """A recorded forward pass.
+
+    Node meta: ``val`` (the fake output), ``name`` (of the function, or the module's path), ``order``, ``owner`` (path
+    of the module whose code made the call), ``run`` (how many times that module had run before), ``index`` (how many
+    calls of the same function this run had made before), ``macs`` (multiply-adds, one each).
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    input_size: tuple[int, int, int]
+    notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Any:
+        """The fake output of the model, as the model returns it."""
+        return self.graph.output_node().meta["val"]
+
+    def macs(self, path: str = "") -> int:
+        """Multiply-adds of one image in the module ``path`` and below; of the whole model by default."""
+        return sum(node.meta.get("macs", 0) for node in self.graph.nodes if _within(node, path))
+
+    def activation_bytes(self) -> int:
+        """Bytes of every intermediate output of one image, as a training step would at most keep."""
+        tensors = (node.meta["val"] for node in self.graph.nodes if node.op.startswith("call_"))
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def _within(node: fx.Node, path: str) -> bool:
+    own = str(node.target) if node.op == "call_module" else node.meta.get("owner", "")
+    return path in ("", own) or own.startswith(path + ".")
+
+
+class _Macs(TorchDispatchMode):
+    """Counts multiply-adds by torch's own formulas, which count a multiply-add as two operations."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+@dataclass
+class _Frame:
+    """One running call of a module."""
+
+    path: str
+    run: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+class Recorder(TorchFunctionMode):
+    """Turns torch calls and leaf-module calls into nodes while the model's code runs on fake tensors."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.graph = fx.Graph()
+        self.paths = {id(m): name for name, m in model.named_modules()}
+        named = itertools.chain(model.named_parameters(), model.named_buffers())
+        self.attributes = {id(t): name for name, t in named}
+        self.nodes: dict[int, fx.Node] = {}
+        self.alive: list[Any] = []  # an id is a key only while its tensor lives
+        self.frames = [_Frame("")]
+        self.runs: Counter[str] = Counter()
+        self.inside_leaf = False
+        self.macs = _Macs()
+        self.notes: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = self.macs.total
+        try:
+            out = func(*args, **kwargs)
+        except DataDependentOutputException:
+            return self._assume(func)
+        if not self.inside_leaf and any(isinstance(t, Tensor) for t in _flat(out)):
+            self._add("call_function", func, args, kwargs, out, before)
+        elif not self.inside_leaf and function_name(func) == "setitem":
+            self._add("call_function", func, args, kwargs, args[0], before)
+        return out
+
+    def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for ``nn.Module.__call__``: hooks do not run, so reading a model triggers nothing."""
+        if self.inside_leaf:
+            return module.forward(*args, **kwargs)
+        path = self.paths.get(id(module)) or f"{self.frames[-1].path}.<{type(module).__name__}>".lstrip(".")
+        if module is self.root:
+            path = ""
+        self.frames.append(_Frame(path, self.runs[path]))
+        self.runs[path] += 1
+        self.inside_leaf = is_leaf(module) and path != ""
+        before = self.macs.total
+        try:
+            out = module.forward(*args, **kwargs)
+        finally:
+            leaf, self.inside_leaf = self.inside_leaf, False
+            self.frames.pop()
+        if leaf:
+            self._add("call_module", path, args, kwargs, out, before)
+        return out
+
+    def _add(self, op: str, target: Any, args: Any, kwargs: Any, out: Any, macs_before: int) -> None:
+        node = self.graph.create_node(op, target, self._arguments(tuple(args)), self._arguments(dict(kwargs)))
+        frame = self.frames[-1]
+        name = target if op == "call_module" else function_name(target)
+        node.meta.update(val=out, owner=frame.path, run=frame.run, name=name, order=len(self.graph.nodes))
+        node.meta["macs"] = self.macs.total - macs_before
+        counted = name != "getitem" or strided_slice(args[1])
+        node.meta["index"] = frame.calls[name]
+        frame.calls[name] += counted
+        self._bind(out, node)
+
+    def _bind(self, out: Any, node: fx.Node) -> None:
+        for tensor in _flat(out):
+            if isinstance(tensor, Tensor):
+                self.nodes[id(tensor)] = node
+                self.alive.append(tensor)
+
+    def _arguments(self, args: Any) -> Any:
+        return map_aggregate(args, lambda a: self._node(a) if isinstance(a, Tensor) else a)
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self.nodes:
+            node = self.graph.create_node("get_attr", self.attributes.get(id(tensor), "constant"))
+            node.meta.update(val=tensor, owner=self.frames[-1].path, order=0)
+            self._bind(tensor, node)
+        return self.nodes[id(tensor)]
+
+    def _assume(self, func: Any) -> Any:
+        """The fallback where control flow depends on values: a test is taken as false, a number as one."""
+        name = function_name(func)
+        assumed = {"bool": False, "item": 1, "int": 1, "float": 1.0, "index": 1}
+        if name not in assumed:
+            raise TraceError(f"the forward of '{self.frames[-1].path}' needs the values of a tensor ({name})")
+        self.notes.append(f"'{self.frames[-1].path}' decides on a tensor's value; {name} was taken as {assumed[name]}")
+        return assumed[name]
+
+    @property
+    def root(self) -> nn.Module:
+        """The module being recorded."""
+        return self._root
+
+    @contextmanager
+    def recording(self, root: nn.Module) -> Iterator[None]:
+        """Record every call made inside the block."""
+        self._root = root
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(nn.Module, "__call__", lambda m, *a, **k: self.call(m, *a, **k)))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self.macs)
+            stack.enter_context(self)
+            yield
+
+
+def strided_slice(index: Any) -> bool:
+    """Whether ``x[index]`` skips positions."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(p, slice) and isinstance(p.step, int) and abs(p.step) > 1 for p in parts)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode whose parameters and buffers are fake: it costs no memory and no arithmetic."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        held = (module._parameters, module._buffers, module.__dict__)
+        for tensor in (t for d in held for t in d.values() if isinstance(t, Tensor)):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _fake(tensor, fake)
+    memo_ledger = model.__dict__.get("_surgeon")
+    if memo_ledger is not None:
+        memo[id(memo_ledger)] = memo_ledger
+    copied = copy.deepcopy(model, memo).eval()
+    copied.__dict__["_surgeon_fake_mode"] = fake
+    return copied
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    with mode:
+        blank = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(blank, requires_grad=tensor.requires_grad)
+    return blank
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
+    """Record the forward pass of a :func:`skeleton` on one image of ``input_size`` (C, H, W).
+
+    Raises:
+        TraceError: When the forward fails on an image of that size.
+    """
+    recorder = Recorder(model)
+    fake: FakeTensorMode = model.__dict__["_surgeon_fake_mode"]
+    first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
+    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    with fake:
+        image = torch.empty(1, *input_size, dtype=dtype, device=first.device)
+    node = recorder.graph.placeholder("x")
+    node.meta.update(val=image, owner="", order=0)
+    recorder._bind(image, node)
+    try:
+        with fake, recorder.recording(model):
+            out = model(image)
+    except TraceError:
+        raise
+    except Exception as error:
+        where = recorder.frames[-1].path
+        raise TraceError(
+            f"cannot run {type(model).__name__} on an image of {input_size}"
+            f"{f', it fails in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
+            "pass the input_size the model was built for, or operate on the part that runs"
+        ) from error
+    recorder.graph.output(recorder._arguments(out)).meta["val"] = out
+    return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)))
