@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,11 @@ def unwrap(model: Any) -> nn.Module:
     return model
 
 
-def resolve_input_size(model: nn.Module, input_size: InputSize = None) -> Size:
-    """(C, H, W) of the images of ``model``.
+def input_sizes(model: nn.Module, input_size: InputSize = None) -> list[Size]:
+    """(C, H, W) of the images of ``model``, the likeliest first.
 
-    Channels come from the first conv; height and width from the model's ``img_size``, then timm's ``pretrained_cfg``.
+    Channels come from the first conv, then from timm's ``pretrained_cfg`` (a stem may rearrange before it convolves);
+    height and width from the model's ``img_size``, then from ``pretrained_cfg``.
 
     Raises:
         SurgeonError: When the size is malformed, or neither given nor known.
@@ -68,15 +70,16 @@ def resolve_input_size(model: nn.Module, input_size: InputSize = None) -> Size:
         sides = tuple(input_size)
     if len(sides) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sides):
         raise SurgeonError(f"input_size is {input_size!r}; pass a positive int, (H, W) or (C, H, W)")
-    return (_channels(model), *sides) if len(sides) == 2 else sides  # type: ignore[return-value]
+    if len(sides) == 3:
+        return [(sides[0], sides[1], sides[2])]
+    return [(channels, sides[0], sides[1]) for channels in _channels(model)]
 
 
-def _channels(model: nn.Module) -> int:
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if conv is not None:
-        return conv.in_channels
+def _channels(model: nn.Module) -> list[int]:
+    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     remembered = (getattr(m, "in_chans", None) or getattr(m, "in_channels", None) for m in model.modules())
-    return next((n for n in remembered if isinstance(n, int)), _config(model).get("input_size", (3,))[0])
+    first = [*itertools.islice(convs, 1), *itertools.islice((n for n in remembered if isinstance(n, int)), 1)]
+    return list(dict.fromkeys([*first, _config(model).get("input_size", (3,))[0]]))
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 def _own_size(model: nn.Module) -> tuple[int, ...]:
     ledger = model.__dict__.get("_surgeon")
     if ledger is not None:
-        return tuple(ledger.input_size)
+        return tuple(ledger.input_size)[1:]
     for holder in (model, getattr(model, "patch_embed", None)):
         size = getattr(holder, "img_size", None)
         if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):

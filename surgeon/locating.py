@@ -1,6 +1,6 @@
 """Locate: read-only passes over a recorded graph that list every site.
 
-``locate(model)`` is ``host -> skeleton -> trace -> sites_of``; each pass names one kind of site.
+``locate(model)`` is ``unwrap -> record_forward -> sites_of``; each pass names one kind of site.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from surgeon.calls import lift, slice_stride
-from surgeon.host import InputSize, resolve_input_size, unwrap
+from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.residual import residuals
 from surgeon.site import Kind, Pair, Site, Sites
-from surgeon.tracing import Trace, skeleton, trace
+from surgeon.tracing import Trace, record_forward
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 
@@ -36,12 +36,11 @@ def locate(model: nn.Module, input_size: InputSize = None) -> Sites:
         >>> import timm
         >>> sites = locate(timm.create_model("test_resnet"), 64)
         >>> sites.count("strided_conv"), sites.count("block")
-        (7, 4)
+        (4, 4)
     """
     model = unwrap(model)
-    size = resolve_input_size(model, input_size)
-    recorded = trace(skeleton(model), size)
-    return Sites(sites_of(recorded), type(model).__name__, size, recorded.notes)
+    recorded = record_forward(model, input_sizes(model, input_size))
+    return Sites(sites_of(recorded), type(model).__name__, recorded.input_size, recorded.notes)
 
 
 def sites_of(recorded: Trace) -> list[Site]:

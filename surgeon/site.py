@@ -1,6 +1,6 @@
 """Sites: the places of a model where an op can apply, as plain facts.
 
-A site is a fact, "late" is a choice: nothing here decides; :class:`~surgeon.select.Select` does.
+A site is a fact, "late" is a choice: nothing here decides; :class:`surgeon.Select` does.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +159,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _add(self, op: str, target: Any, args: Any, kwargs: Any, out: Any, macs_before: int) -> None:
+        """One node for the call; where it returns several tensors, one more for each of them."""
         node = self.graph.create_node(op, target, self._arguments(tuple(args)), self._arguments(dict(kwargs)))
         frame = self.frames[-1]
         name = target if op == "call_module" else function_name(target)
@@ -166,13 +168,17 @@ class Recorder(TorchFunctionMode):
         counted = name != "getitem" or strided_slice(args[1])
         node.meta["index"] = frame.calls[name]
         frame.calls[name] += counted
-        self._bind(out, node)
-
-    def _bind(self, out: Any, node: fx.Node) -> None:
-        for tensor in _flat(out):
+        if isinstance(out, Tensor):
+            return self._bind(out, node)
+        for i, tensor in enumerate(_flat(out)):
             if isinstance(tensor, Tensor):
-                self.nodes[id(tensor)] = node
-                self.alive.append(tensor)
+                part = self.graph.create_node("call_function", operator.getitem, (node, i))
+                part.meta.update(node.meta, val=tensor, name="part", macs=0, order=len(self.graph.nodes))
+                self._bind(tensor, part)
+
+    def _bind(self, tensor: Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
 
     def _arguments(self, args: Any) -> Any:
         return map_aggregate(args, lambda a: self._node(a) if isinstance(a, Tensor) else a)
@@ -250,6 +256,21 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(blank, requires_grad=tensor.requires_grad)
     return blank
+
+
+def record_forward(model: nn.Module, sizes: Sequence[tuple[int, int, int]]) -> Trace:
+    """Trace a :func:`skeleton` of ``model`` on an image of the first of ``sizes`` that runs.
+
+    Raises:
+        TraceError: When none runs; it tells why the first did not.
+    """
+    first: TraceError | None = None
+    for size in sizes:
+        try:
+            return trace(skeleton(model), size)
+        except TraceError as error:
+            first = first or error
+    raise first or TraceError("no input size was given")
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:

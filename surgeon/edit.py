@@ -1,0 +1,294 @@
+"""The only file that writes into a model.
+
+An edit is planned once and performed twice: on the skeleton, where it costs nothing and shows whether it fits, then on
+the model. Each returns how to take it back. The edited module stays an instance of its class: it gets a subclass made
+on the fly, so that its attributes, its methods and the paths of all untouched parameters stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.errors import RefusedError, SurgeonError
+from surgeon.tracing import function_name, strided_slice
+
+TAGS = ("i", "f", "type", "np")  # ultralytics' forward reads them off each layer
+MISSING = "<missing>"
+Make = Callable[[nn.Module], nn.Module]
+
+
+class Reverse(Protocol):
+    """How to take one edit back."""
+
+    def revert(self, model: nn.Module) -> None:
+        """Undo the edit in ``model``."""
+
+
+class Edit(Protocol):
+    """One change of a model."""
+
+    path: str
+
+    def perform(self, model: nn.Module) -> Reverse:
+        """Make the change, in place."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Exchange the module at ``path``, under all its names, by what ``make`` builds from it."""
+
+    path: str
+    make: Make
+
+    def perform(self, model: nn.Module) -> Restore:
+        """Build, let the new module follow the old one, and set it."""
+        old = model.get_submodule(self.path)
+        new = _follow(old, self.make(old))
+        names = tuple(n for n, m in model.named_modules(remove_duplicate=False) if m is old)
+        _set(model, names, new)
+        return Restore(names, old, new)
+
+
+@dataclass
+class Restore:
+    """Takes a :class:`Swap` back."""
+
+    names: tuple[str, ...]
+    old: nn.Module
+    new: nn.Module = field(repr=False)
+
+    def revert(self, model: nn.Module) -> None:
+        """Set the old module again, on the device and in the precision the model has now."""
+        here = next((t for t in model.get_submodule(self.names[0]).parameters() if t.is_floating_point()), None)
+        if here is not None and any(t.device != here.device or t.dtype != here.dtype for t in self.old.parameters()):
+            self.old.to(here.device, here.dtype)
+        self.old.train(self.new.training)
+        _set(model, self.names, self.old)
+
+
+def _set(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
+    for name in names:
+        model.set_submodule(name, module, strict=True)
+
+
+def _follow(old: nn.Module, new: nn.Module) -> nn.Module:
+    """Mode and ultralytics' tags of ``old``; device, dtype and ``requires_grad`` are the builder's."""
+    new.train(old.training)
+    for tag in TAGS:
+        if tag in old.__dict__:
+            setattr(new, tag, getattr(old, tag))
+    return new
+
+
+@dataclass(frozen=True)
+class SwapCall:
+    """Exchange one functional call in the forward of module ``path`` by the module ``make`` builds.
+
+    The owner's own code is traced without values (batch and size stay free, its children are leaves), once per mode;
+    the new code runs as a subclass of the owner.
+
+    Args:
+        path: Of the owner.
+        function: Name of the function.
+        index: How many calls of it the owner makes before.
+        make: Builds the new module; its argument is the owner.
+    """
+
+    path: str
+    function: str
+    index: int
+    make: Make
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the owner's class."""
+        owner = model.get_submodule(self.path)
+        name = self.child(owner)
+        child = _follow(owner, self.make(owner))
+        codes = [self._code(owner, name, training) for training in (True, False)]
+        forwards = [_compile(code) for code in codes]
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return forwards[0 if self.training else 1](self, *args, **kwargs)
+
+        return _derive(model, self.path, forwards[0] if codes[0] == codes[1] else forward, {name: child})
+
+    def child(self, owner: nn.Module) -> str:
+        """The name the new module gets in the owner: the first free one."""
+        taken = {name for name, _ in owner.named_children()}
+        return next(name for i in range(len(taken) + 1) if (name := f"surgeon_{self.function}_{i}") not in taken)
+
+    def _code(self, owner: nn.Module, child: str, training: bool) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        graph = own_graph(owner, training)
+        calls = [n for n in graph.nodes if is_call(n, self.function)]
+        if len(calls) <= self.index:
+            raise RefusedError(f"its {'training' if training else 'evaluation'} code has no such call")
+        call = calls[self.index]
+        with graph.inserting_before(call):
+            call.replace_all_uses_with(graph.call_module(child, (call.args[0],)))
+        graph.erase_node(call)
+        graph.eliminate_dead_code()
+        code = graph.python_code("self")
+        return code.src, tuple(sorted(code.globals.items(), key=lambda item: item[0]))
+
+
+def is_call(node: fx.Node, function: str) -> bool:
+    """Whether a value-free node calls ``function``; of indexing only the kind that skips positions counts."""
+    if node.op == "call_method":
+        return str(node.target) == function
+    if node.op != "call_function" or function_name(node.target) != function:  # type: ignore[arg-type]
+        return False
+    return function != "getitem" or strided_slice(node.args[1])
+
+
+class _OwnCode(fx.Tracer):
+    """Traces a module's own forward only: every child is a leaf."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def own_graph(owner: nn.Module, training: bool) -> fx.Graph:
+    """The value-free graph of a module's own code in one mode.
+
+    Raises:
+        RefusedError: When its control flow depends on sizes or values.
+    """
+    twin = copy.copy(owner)
+    twin.training = training
+    try:
+        return _OwnCode().trace(twin)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise RefusedError(f"the code of its owner {type(owner).__name__} cannot be traced without values: {reason}") from error
+
+
+def _compile(code: tuple[str, tuple[tuple[str, Any], ...]]) -> Callable[..., Any]:
+    space = dict(code[1])
+    exec(compile(code[0], "<surgeon>", "exec"), space)
+    forward: Callable[..., Any] = space["forward"]
+    return forward
+
+
+@dataclass(frozen=True)
+class Append:
+    """Pass the output of module ``path`` through the module ``make`` builds from it."""
+
+    path: str
+    make: Make
+    name = "surgeon_after"
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the module's class."""
+        module = model.get_submodule(self.path)
+        if self.name in module._modules:
+            raise RefusedError(f"the output of '{self.path}' is already rearranged")
+        base = type(module).forward
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.surgeon_after(base(self, *args, **kwargs))
+
+        return _derive(model, self.path, forward, {self.name: _follow(module, self.make(module))})
+
+
+@dataclass
+class Reclass:
+    """Takes a derived class back."""
+
+    path: str
+    base: type[nn.Module]
+    children: tuple[str, ...]
+
+    def revert(self, model: nn.Module) -> None:
+        """Give the module its own class again and drop the children it got."""
+        module = model.get_submodule(self.path)
+        for name in self.children:
+            delattr(module, name)
+        module.__class__ = self.base
+
+
+def _derive(model: nn.Module, path: str, forward: Callable[..., Any], children: dict[str, nn.Module]) -> Reclass:
+    module = model.get_submodule(path)
+    base = type(module)
+    for name, child in children.items():
+        module.add_module(name, child)
+    members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    module.__class__ = type(base.__name__, (base,), members)
+    return Reclass(path, base, tuple(children))
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    """Set a plain attribute of the module at ``path`` to what ``make`` answers for its present value."""
+
+    path: str
+    name: str
+    make: Callable[[Any], Any]
+
+    def perform(self, model: nn.Module) -> Reset:
+        """Set it."""
+        module = model.get_submodule(self.path)
+        old = getattr(module, self.name, MISSING)
+        setattr(module, self.name, self.make(old))
+        return Reset(self.path, self.name, old)
+
+
+@dataclass
+class Reset:
+    """Takes a :class:`SetAttribute` back."""
+
+    path: str
+    name: str
+    old: Any
+
+    def revert(self, model: nn.Module) -> None:
+        """Set the old value again."""
+        module = model.get_submodule(self.path)
+        if isinstance(self.old, str) and self.old == MISSING:
+            delattr(module, self.name)
+        else:
+            setattr(module, self.name, self.old)
+
+
+def perform(model: nn.Module, edits: Sequence[Edit]) -> list[Reverse]:
+    """Make every edit or none: any failure takes back those already made, newest first."""
+    log: list[Reverse] = []
+    try:
+        with torch.no_grad():
+            log.extend(edit.perform(model) for edit in edits)  # noqa: PERF402 (each may fail)
+    except BaseException:
+        revert(model, log)
+        raise
+    return log
+
+
+def revert(model: nn.Module, log: Sequence[Reverse]) -> None:
+    """Take edits back, newest first."""
+    for entry in reversed(log):
+        entry.revert(model)
+
+
+def untouchable(module: nn.Module) -> str | None:
+    """Why a module must not be exchanged whatever the op: it carries hooks or parametrizations."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks):
+        return "carries hooks, which would be lost; remove them, operate, and register them again"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "is parametrized, so its weight is computed; call torch.nn.utils.parametrize.remove_parametrizations first"
+    return None
+
+
+def copy_tensors(values: dict[str, Tensor], model: nn.Module) -> None:
+    """Write ``values`` into the parameters and buffers of the same names, keeping device and dtype of the model."""
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    lost = sorted(values.keys() - held.keys())
+    if lost:
+        raise SurgeonError(f"the model has no tensor {lost[0]!r}, one of {len(lost)} to be restored")
+    with torch.no_grad():
+        for name, value in values.items():
+            held[name].copy_(value)

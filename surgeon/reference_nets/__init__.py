@@ -1,0 +1,8 @@
+"""Small networks and published variants that timm does not hold, registered with it when `surgeon` is imported.
+
+A package of its own so that the operating code never depends on any particular network.
+"""
+
+from surgeon.reference_nets import digits
+
+__all__ = ["digits"]

@@ -1,0 +1,110 @@
+"""Which sites a step takes: "late" is a choice, and this is where it is made."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from surgeon.errors import RecipeError
+from surgeon.site import Site
+from surgeon.units import count_of, unit_paths
+
+Patterns = str | tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Narrow the sites of an op; every field given must hold.
+
+    Args:
+        path: A pattern (fnmatch) or several, of which one must match the site's path or one of its aliases.
+        exclude: A pattern or several, of which none may match.
+        kind: ``strided_conv``, ``strided_pool``, ``spatial_conv``, ``block`` or ``skip``.
+        kernel: Kernel size: 3 or (1, 7).
+        min_depth: Least depth, 0 at the input to 1 at the output.
+        max_depth: Greatest depth.
+        min_reduction: Least ratio of the input's size to the features'.
+        first: A count or a share (``"31%"``) of the units of the whole model, from the input.
+        last: The same from the output.
+        unit: Numbers of single units, from 0; negative ones count from the end.
+
+    Raises:
+        RecipeError: When a field has a value it cannot have.
+
+    Example:
+        >>> Select(path="layer4.*", kind="strided_conv").kind
+        'strided_conv'
+    """
+
+    path: Patterns = "*"
+    exclude: Patterns = ()
+    kind: str | None = None
+    kernel: int | tuple[int, int] | None = None
+    min_depth: float = 0.0
+    max_depth: float = 1.0
+    min_reduction: int = 1
+    first: int | str | None = None
+    last: int | str | None = None
+    unit: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("path", "exclude", "unit", "kernel"):  # YAML has lists
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        kinds = ("strided_conv", "strided_pool", "spatial_conv", "block", "skip")
+        if self.kind not in (None, *kinds):
+            raise RecipeError(f"kind is {self.kind!r}; it is one of {', '.join(kinds)}")
+        if not 0 <= self.min_depth <= self.max_depth <= 1:
+            raise RecipeError(f"depth from {self.min_depth} to {self.max_depth}; both lie between 0 and 1, in order")
+
+    def __call__(self, sites: Sequence[Site], model: nn.Module, of: Sequence[Site]) -> list[Site]:
+        """The sites among ``of`` this selection takes; ``sites`` are all of the model, for the units."""
+        within = self._units(unit_paths(model, sites))
+        return [site for site in of if self._takes(site) and (within is None or _inside(site, within))]
+
+    def _takes(self, site: Site) -> bool:
+        kernel = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        return (
+            _matches(site, self.path)
+            and not _matches(site, self.exclude)
+            and self.kind in (None, site.kind)
+            and kernel in (None, site.kernel_size)
+            and self.min_depth <= site.depth <= self.max_depth
+            and site.reduction >= self.min_reduction
+        )
+
+    def _units(self, units: list[str]) -> list[str] | None:
+        """The paths of the units chosen; None when every unit is."""
+        if self.first is self.last is self.unit is None:
+            return None
+        total = len(units)
+        keep = set(range(total))
+        if self.first is not None:
+            keep &= set(range(count_of(self.first, total, "first")))
+        if self.last is not None:
+            keep &= set(range(total - count_of(self.last, total, "last"), total))
+        if self.unit is not None:
+            if beyond := [n for n in self.unit if not -total <= n < total]:
+                raise RecipeError(f"unit {beyond[0]} is beyond the {total} units of the model, numbered from 0")
+            keep &= {n % total for n in self.unit}
+        return [units[n] for n in sorted(keep)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as YAML has them."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+def _matches(site: Site, patterns: Patterns) -> bool:
+    several = (patterns,) if isinstance(patterns, str) else patterns
+    names = {site.path, *site.aliases}
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in several)
+
+
+def _inside(site: Site, units: Sequence[str]) -> bool:
+    return any(site.owner == unit or site.owner.startswith(unit + ".") for unit in units)
