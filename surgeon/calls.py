@@ -5,6 +5,7 @@ Kept apart so that locating and operating see modules only: a function call is l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,18 +31,33 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return {**defaults, **given, **node.kwargs}
 
 
-def slice_stride(index: Any, ndim: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The two neighbouring axes (of a 4-D tensor) both strided by ``x[index]``, and their strides; else None."""
+@dataclass(frozen=True)
+class Slice:
+    """Indexing that skips positions of two neighbouring axes of a 4-D tensor: (2, 3), or (1, 2) with channels last."""
+
+    axes: tuple[int, int]
+    stride: tuple[int, int]
+    start: tuple[int, int]
+
+
+def spatial_slice(index: Any, ndim: int) -> Slice | None:
+    """What ``x[index]`` skips, if it strides H and W; else None.
+
+    Example:
+        >>> spatial_slice((slice(None), slice(None, None, 2), slice(None, None, 2)), 4)
+        Slice(axes=(1, 2), stride=(2, 2), start=(0, 0))
+    """
     parts = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
         parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
-    if ndim != 4 or not all(isinstance(p, slice) for p in parts):
+    if ndim != 4 or not all(isinstance(part, slice) for part in parts):
         return None
-    steps = [p.step or 1 for p in parts] + [1] * (ndim - len(parts))
-    for axes in ((2, 3), (1, 2)):
-        if all(isinstance(steps[a], int) and steps[a] > 1 for a in axes):
-            return axes, (steps[axes[0]], steps[axes[1]])
+    parts += [slice(None)] * (ndim - len(parts))
+    for i, j in ((2, 3), (1, 2)):
+        stride = (parts[i].step or 1, parts[j].step or 1)
+        if min(stride) > 1:
+            return Slice((i, j), stride, (parts[i].start or 0, parts[j].start or 0))
     return None
 
 
@@ -52,13 +68,13 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
         node: A recorded call with its name in ``meta["name"]``.
         attribute: Answers the tensor of a ``get_attr`` node, from the model to be operated; None where it has none.
 
-    Slicing with steps is a max pool with a kernel of one. A conv whose kernel is computed in the forward comes back as
+    Slicing with steps is a max pool with a kernel of one (with ``start`` and ``channels_last`` as attributes). A conv whose kernel is computed in the forward comes back as
     a conv without weight (``weight`` is None).
     """
     name = node.meta["name"]
     if name == "getitem":
-        found = slice_stride(node.args[1], node.args[0].meta["val"].ndim) if strided_slice(node.args[1]) else None
-        return None if found is None else nn.MaxPool2d(1, found[1])
+        found = spatial_slice(node.args[1], node.args[0].meta["val"].ndim) if strided_slice(node.args[1]) else None
+        return None if found is None else _selection(found)
     if name not in SIGNATURES:
         return None
     given = arguments(node)
@@ -68,6 +84,12 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
         return _conv(given, attribute)
     given.pop("input")
     return nn.MaxPool2d(**given) if "dilation" in given else nn.AvgPool2d(**given)
+
+
+def _selection(found: Slice) -> nn.MaxPool2d:
+    pool = nn.MaxPool2d(1, found.stride)
+    pool.start, pool.channels_last = found.start, found.axes == (1, 2)
+    return pool
 
 
 def _conv(given: dict[str, Any], attribute: Any) -> nn.Conv2d:

@@ -49,7 +49,7 @@ class Swap:
     def perform(self, model: nn.Module) -> Restore:
         """Build, let the new module follow the old one, and set it."""
         old = model.get_submodule(self.path)
-        new = _follow(old, self.make(old))
+        new = _follow(model, self.path, self.make(old))
         names = tuple(n for n, m in model.named_modules(remove_duplicate=False) if m is old)
         _set(model, names, new)
         return Restore(names, old, new)
@@ -77,13 +77,40 @@ def _set(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
         model.set_submodule(name, module, strict=True)
 
 
-def _follow(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Mode and ultralytics' tags of ``old``; device, dtype and ``requires_grad`` are the builder's."""
+def _follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Let ``new`` take over the mode and tags of the module at ``path``, and join the nearest weights' device and dtype.
+
+    A builder that had weights to start from has set device, dtype and ``requires_grad`` itself.
+    """
+    old = model.get_submodule(path)
     new.train(old.training)
     for tag in TAGS:
         if tag in old.__dict__:
             setattr(new, tag, getattr(old, tag))
+    near = _nearest_weight(model, path)
+    if near is not None:
+        _join(new, near)
     return new
+
+
+def _join(new: nn.Module, near: Tensor) -> None:
+    """Move fresh floating-point parameters to the device and dtype of ``near`` (``Module.to`` refuses fake ones)."""
+    for module in new.modules():
+        for name, p in module._parameters.items():
+            if p is not None and p.is_floating_point() and (p.device != near.device or p.dtype != near.dtype):
+                module._parameters[name] = nn.Parameter(p.detach().to(near.device, near.dtype), p.requires_grad)
+
+
+def _nearest_weight(model: nn.Module, path: str) -> Tensor | None:
+    """The last floating-point parameter at or before ``path``, else the first one behind it."""
+    found: Tensor | None = None
+    passed = False
+    for name, module in model.named_modules():
+        passed = passed or name == path
+        for tensor in module._parameters.values():
+            if tensor is not None and tensor.is_floating_point() and (not passed or found is None or name == path):
+                found = tensor
+    return found
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,7 @@ class SwapCall:
         """Derive the owner's class."""
         owner = model.get_submodule(self.path)
         name = self.child(owner)
-        child = _follow(owner, self.make(owner))
+        child = _follow(model, self.path, self.make(owner))
         codes = [self._code(owner, name, training) for training in (True, False)]
         forwards = [_compile(code) for code in codes]
 
@@ -132,7 +159,6 @@ class SwapCall:
         with graph.inserting_before(call):
             call.replace_all_uses_with(graph.call_module(child, (call.args[0],)))
         graph.erase_node(call)
-        graph.eliminate_dead_code()
         code = graph.python_code("self")
         return code.src, tuple(sorted(code.globals.items(), key=lambda item: item[0]))
 
@@ -193,7 +219,7 @@ class Append:
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self.surgeon_after(base(self, *args, **kwargs))
 
-        return _derive(model, self.path, forward, {self.name: _follow(module, self.make(module))})
+        return _derive(model, self.path, forward, {self.name: _follow(model, self.path, self.make(module))})
 
 
 @dataclass
@@ -253,6 +279,14 @@ class Reset:
             delattr(module, self.name)
         else:
             setattr(module, self.name, self.old)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A module of the same class that shares tensors and children with ``module`` until they are set anew."""
+    new = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[name] = dict(module.__dict__[name])
+    return new
 
 
 def perform(model: nn.Module, edits: Sequence[Edit]) -> list[Reverse]:

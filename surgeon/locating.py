@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from surgeon.calls import lift, slice_stride
+from surgeon.calls import lift
 from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.residual import residuals
 from surgeon.site import Kind, Pair, Site, Sites
@@ -150,4 +150,4 @@ def geometry(module: nn.Module) -> dict[str, Any]:
     }
 
 
-__all__ = ["function_path", "geometry", "locate", "pair", "sites_of", "slice_stride"]
+__all__ = ["function_path", "geometry", "locate", "pair", "sites_of"]

@@ -1,0 +1,87 @@
+"""What an operated model carries: its record, how to take it back, and what was replaced.
+
+It hangs on the model as a plain attribute, outside ``state_dict`` and ``parameters()``, and follows ``deepcopy``.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.change import Record
+from surgeon.edit import Reverse, copy_tensors, revert
+from surgeon.errors import RefusedError
+from surgeon.host import Size
+from surgeon.site import Site
+
+ATTRIBUTE = "_surgeon"
+BUILDER = "_surgeon_builder"
+
+
+@dataclass
+class Ledger:
+    """The history of an operated model.
+
+    Args:
+        record: Every change since the first ``apply``.
+        input_size: (C, H, W) of the first ``apply``.
+        sites: Every rewritten site, by the name of its op.
+        log: How to take each edit back; None when the originals were dropped.
+        before: The tensors of the untouched parts as they were at the first ``apply``, on the CPU.
+        shapes: Shape of every tensor of the model before the first ``apply``.
+    """
+
+    record: Record
+    input_size: Size
+    sites: dict[str, list[Site]]
+    log: list[Reverse] | None
+    before: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        """A copy with its own log; ``before`` is never written to, so it is shared."""
+        return Ledger(
+            self.record,
+            self.input_size,
+            {name: list(sites) for name, sites in self.sites.items()},
+            copy.deepcopy(self.log, memo),
+            self.before,
+            self.shapes,
+        )
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Ledger | None:
+        """The ledger of ``model``, if it was operated."""
+        found = model.__dict__.get(ATTRIBUTE)
+        return found if isinstance(found, Ledger) else None
+
+    def hang_on(self, model: nn.Module) -> None:
+        """Attach to ``model``."""
+        model.__dict__[ATTRIBUTE] = self
+
+    def take_back(self, model: nn.Module) -> None:
+        """Bring ``model`` back to before the first ``apply``, every value included.
+
+        Raises:
+            RefusedError: When the originals were dropped.
+        """
+        if self.log is None:
+            raise RefusedError(
+                "cannot undo: the originals were dropped (keep_originals: false); load the original checkpoint instead"
+            )
+        revert(model, self.log)
+        copy_tensors(self.before, model)
+        del model.__dict__[ATTRIBUTE]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of ``model`` by name, each once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of every parameter and buffer, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors_of(model).items()}

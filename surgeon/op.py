@@ -1,0 +1,133 @@
+"""What an op is: a rule that refuses a site, leaves it, or says which edits rewrite it. An instance is its settings."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, fx, nn
+
+from surgeon.calls import lift
+from surgeon.edit import Edit, Swap, SwapCall, own_graph, untouchable
+from surgeon.errors import RecipeError, RefusedError
+from surgeon.site import Kind, Site
+from surgeon.tracing import Trace
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The op declines the site."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The op would leave the identical function."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AbstractOp(abc.ABC):
+    """One rewrite rule; a subclass is final, frozen, and its fields are its settings.
+
+    Class attributes: ``name`` (as recipes write it) and ``kinds`` (the sites it applies to).
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[frozenset[Kind]]
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the model is traced anew after each site, because one rewrite changes what the next one sees."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def exact(self) -> bool:
+        """Whether the rewritten model computes the same function in evaluation mode before any training."""
+
+    @abc.abstractmethod
+    def decide(self, site: Site, recorded: Trace) -> Decision:
+        """What to do at ``site``. Pure: neither the model nor its skeleton is touched."""
+
+    def takes(self, site: Site) -> bool:
+        """Whether the site is of a kind this op, with these settings, applies to."""
+        return site.kind in self.kinds
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+Decision = Sequence[Edit] | Refused | Unchanged
+Build = Callable[[Site, nn.Module], nn.Module]
+
+
+def layer_of(site: Site, owner: nn.Module, recorded: Trace) -> nn.Module:
+    """The conv or pool of a site: the module itself, or the layer a functional call is equal to.
+
+    Args:
+        site: Of kind conv or pool.
+        owner: The module at ``site.owner``, of the skeleton or of the model.
+        recorded: The trace the site was found in.
+
+    Raises:
+        RefusedError: When the call is no conv or pool.
+    """
+    if site.via == "module":
+        return owner
+    prefix = f"{site.owner}." if site.owner else ""
+
+    def tensor(attribute: fx.Node) -> Tensor | None:
+        path = str(attribute.target)
+        if path == "constant" or not path.startswith(prefix):
+            return None
+        holder, _, name = path.removeprefix(prefix).rpartition(".")
+        return getattr(owner.get_submodule(holder), name, None)
+
+    layer = lift(_call(site, recorded), tensor)
+    if layer is None:
+        raise RefusedError(f"'{site.path}' is no conv or pool")
+    return layer.train(owner.training)
+
+
+def _call(site: Site, recorded: Trace) -> fx.Node:
+    owner, function, index = site.path.split(":")
+    key = {"owner": owner, "name": function, "index": int(index)}
+    return next(n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
+
+
+def exchange(site: Site, recorded: Trace, build: Build) -> Sequence[Edit] | Refused:
+    """The edits that put ``build(site, layer)`` in the place of a conv or pool, module or functional call."""
+    owner = recorded.model.get_submodule(site.owner)
+    if reason := untouchable(owner):
+        return Refused(reason)
+
+    def make(present: nn.Module) -> nn.Module:
+        return build(site, layer_of(site, present, recorded))
+
+    if site.via == "module":
+        return [Swap(site.path, make)]
+    try:
+        own_graph(owner, training=False)
+    except RefusedError as error:
+        return Refused(str(error))
+    _, function, index = site.path.split(":")
+    return [SwapCall(site.owner, function, int(index), make)]
+
+
+OPS: dict[str, type[AbstractOp]] = {}
+T = TypeVar("T", bound=type[AbstractOp])
+
+
+def register_op(cls: T) -> T:
+    """Class decorator that gives an op its name."""
+    if OPS.get(cls.name, cls).__qualname__ != cls.__qualname__:
+        raise RecipeError(f"op name '{cls.name}' is taken by {OPS[cls.name].__qualname__}; choose another")
+    OPS[cls.name] = cls
+    return cls

@@ -1,0 +1,112 @@
+"""The order "conv-spd": the conv runs at the high resolution, then space-to-depth; its readers are widened.
+
+This is the layout of the authors' released networks. Channels are channel-major, so block channel c*s*s holds what the
+strided conv computed and the others what it skipped; readers get zero weights for those, so nothing changes at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from surgeon.edit import Append, Edit, SetAttribute, Swap, twin, untouchable
+from surgeon.op import Decision, Refused
+from surgeon.ops.space_to_depth import space_to_depth
+from surgeon.ops.widening import Growth, Widening
+from surgeon.site import Pair, Site
+from surgeon.tracing import Trace
+
+POINTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Sigmoid, nn.Tanh)
+
+
+class SpaceToDepth(nn.Module):
+    """Space-to-depth at any size: the last rows and columns are completed with zeros.
+
+    Shape:
+        - Input: (N, C, H, W)
+        - Output: (N, C*bh*bw, ⌈H/bh⌉, ⌈W/bw⌉), channel-major
+
+    Example:
+        >>> import torch
+        >>> SpaceToDepth((2, 2))(torch.rand(1, 3, 5, 4)).shape
+        torch.Size([1, 12, 3, 2])
+    """
+
+    def __init__(self, block: Pair) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad to a multiple of the block, then rearrange."""
+        bottom, right = -x.shape[2] % self.block[0], -x.shape[3] % self.block[1]
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return space_to_depth(x, self.block)
+
+    def extra_repr(self) -> str:
+        """Show the block."""
+        return f"block={self.block}"
+
+
+def conv_spd(site: Site, recorded: Trace, before: str) -> Decision:
+    """The edits for one strided conv: stride 1, space-to-depth behind it, readers widened.
+
+    Args:
+        site: A strided conv.
+        recorded: The trace it was found in.
+        before: "consumer" (after norm and activation) or "norm".
+    """
+    if site.via != "module" or site.calls > 1:
+        return Refused("runs as a function or several times, so its readers differ from call to call")
+    if site.padding == (-1, -1):
+        return Refused("pads by the input size, so a stride-1 conv would pad differently")
+    node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target == site.path)
+    last = node if before == "norm" else _behind_norm(node, recorded)
+    block = site.stride or (1, 1)
+    widening = Widening(recorded, last, Growth.of_blocks(site.out_shape[0], block[0] * block[1]))
+    if reason := widening.why_not():
+        return Refused(reason)
+    edits: list[Edit] = [Swap(site.path, _unstride)]
+    edits += [Append(str(last.target), partial(_space_to_depth, block))]
+    return [*edits, *widening.edits(), *_feature_info(widening, recorded)]
+
+
+def _behind_norm(node: fx.Node, recorded: Trace) -> fx.Node:
+    """The last module of conv, norm, activation; a pointwise function behind it commutes with space-to-depth."""
+    for kinds in ((nn.modules.batchnorm._BatchNorm,), POINTWISE):
+        users = list(node.users)
+        if len(users) != 1 or users[0].op != "call_module":
+            return node
+        module = recorded.model.get_submodule(str(users[0].target))
+        shared = sum(n.target == users[0].target for n in recorded.graph.nodes if n.op == "call_module") > 1
+        if not isinstance(module, kinds) or shared or untouchable(module):
+            continue
+        node = users[0]
+    return node
+
+
+def _unstride(conv: nn.Module) -> nn.Module:
+    new = twin(conv)
+    new.stride = (1, 1)  # type: ignore[assignment]
+    return new
+
+
+def _space_to_depth(block: Pair, _module: nn.Module) -> nn.Module:
+    return SpaceToDepth(block)
+
+
+def _feature_info(widening: Widening, recorded: Trace) -> Sequence[Edit]:
+    """timm's feature_info tells the channels of each stage; those that grew are told anew."""
+    info = getattr(recorded.model, "feature_info", None)
+    entries = getattr(info, "info", info)
+    grown = {str(n.target): len(g.source) for n, g in widening.grown.items() if n.op == "call_module"}
+    if not isinstance(entries, list) or not any(entry.get("module") in grown for entry in entries):
+        return []
+
+    def renew(entries: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [{**e, "num_chs": grown.get(str(e.get("module")), e["num_chs"])} for e in entries]
+
+    return [SetAttribute("", "feature_info", renew)] if isinstance(info, list) else []

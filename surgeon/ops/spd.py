@@ -1,0 +1,157 @@
+"""The op ``spd``: strided convs and pools become space-to-depth and a stride-1 conv, as the same function.
+
+Sunkara and Luo, No More Strided Convolutions or Pooling: A New CNN Building Block for Low-Resolution Images and Small
+Objects, ECML PKDD 2022, arXiv:2208.03641. Deviations: the old weights are placed exactly instead of drawn anew, the
+channel order is channel-major, and pools keep their function where the paper drops them (``pool="remove"`` drops them).
+The order "conv-spd" is the authors' released layout.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.edit import untouchable
+from surgeon.errors import RecipeError
+from surgeon.op import AbstractOp, Decision, Refused, Unchanged, exchange, layer_of, register_op
+from surgeon.ops.conv_spd import conv_spd
+from surgeon.ops.space_to_depth import Kernel
+from surgeon.ops.spd_conv import Init, SPDConv2d
+from surgeon.ops.spd_pool import SPDAvgPool2d, SPDMaxPool2d
+from surgeon.site import Kind, Site
+from surgeon.tracing import Trace
+
+CHOICES = {
+    "order": ("spd-conv", "conv-spd"),
+    "init": ("exact", "fresh"),
+    "pool": ("spd", "keep", "remove"),
+    "pool_conv": ("depthwise", "full"),
+    "before": ("consumer", "norm"),
+}
+
+
+@register_op
+@dataclass(frozen=True)
+class SPD(AbstractOp):
+    """Strided conv or pool -> space-to-depth + stride-1 conv.
+
+    Args:
+        order: "spd-conv", the paper's text: every pixel moves into channels, then a conv reads them. "conv-spd", the
+            authors' released layout: the conv runs at the high resolution, then space-to-depth, and the layers that
+            read the result are widened with zeros.
+        kernel: Of the stride-1 conv, in blocks: "same" as the old one, "minimal", or a number.
+        init: "exact", the old weights placed so that nothing changes; "fresh", drawn as a new conv.
+        pool: What becomes of strided pools: "spd", "keep", or "remove" (an identity: later maps are larger).
+        pool_conv: The conv of a rewritten pool: "depthwise" or "full" (over all channels, same function at first).
+        before: Where "conv-spd" puts space-to-depth: before the "consumer" (after norm and activation, as in the
+            released YOLOv5-SPD), or before the "norm", which is widened too (as in the released ResNets; then training
+            starts as the same function as well).
+        seed: For ``init="fresh"``; each site has a stream of its own.
+
+    Raises:
+        RecipeError: When a setting has no such value.
+
+    Example:
+        >>> SPD(kernel="minimal").exact, SPD(init="fresh").exact
+        (True, False)
+    """
+
+    name: ClassVar[str] = "spd"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"strided_conv", "strided_pool"})
+
+    order: Literal["spd-conv", "conv-spd"] = "spd-conv"
+    kernel: Kernel = "same"
+    init: Init = "exact"
+    pool: Literal["spd", "keep", "remove"] = "spd"
+    pool_conv: Literal["depthwise", "full"] = "depthwise"
+    before: Literal["consumer", "norm"] = "consumer"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"spd: {name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        whole = isinstance(self.kernel, int) and not isinstance(self.kernel, bool) and self.kernel > 0
+        if not whole and self.kernel not in ("same", "minimal"):
+            raise RecipeError(f"spd: kernel is {self.kernel!r}; it is 'same', 'minimal' or a positive number")
+
+    @property
+    def exact(self) -> bool:
+        """Unless new weights are drawn or pools removed."""
+        return self.init == "exact" and self.pool != "remove"
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """In the order "conv-spd" a rewrite widens what the next one sees."""
+        return self.order == "conv-spd"
+
+    def takes(self, site: Site) -> bool:
+        """Strided convs, and strided pools unless they are kept."""
+        return site.kind in self.kinds and not (site.kind == "strided_pool" and self.pool == "keep")
+
+    def decide(self, site: Site, recorded: Trace) -> Decision:
+        """Refuse with the mathematical reason, leave what is the same already, or rewrite."""
+        owner = recorded.model.get_submodule(site.owner)
+        if reason := untouchable(owner):
+            return Refused(reason)
+        layer = layer_of(site, owner, recorded)
+        if site.kind == "strided_pool" and self.pool == "remove":
+            return exchange(site, recorded, lambda _site, _pool: nn.Identity())
+        if site.kind == "strided_pool":
+            reason = _why_not_pool(layer)
+            return Refused(reason) if reason else exchange(site, recorded, self._pool)
+        if SPDConv2d.is_patchify(layer):
+            return Unchanged("kernel = stride without padding is space-to-depth + 1x1 conv already")
+        if reason := SPDConv2d.why_not(layer):
+            return Refused(reason)
+        if self.order == "conv-spd":
+            return conv_spd(site, recorded, self.before)
+        return exchange(site, recorded, self._conv)
+
+    def _conv(self, site: Site, conv: nn.Module) -> nn.Module:
+        with torch.random.fork_rng(devices=[], enabled=self.init == "fresh"):
+            if self.init == "fresh":
+                torch.manual_seed(self.seed + zlib.crc32(site.path.encode()))
+            return SPDConv2d.from_conv2d(conv, kernel=self.kernel, init=self.init)
+
+    def _pool(self, site: Site, pool: nn.Module) -> nn.Module:
+        last = getattr(pool, "channels_last", False)
+        channels = site.in_shape[2 if last else 0]
+        kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
+        layer = kind.from_pool(pool, channels, full=self.pool_conv == "full")
+        return ChannelsLast(layer) if last else layer
+
+
+def _why_not_pool(pool: nn.Module) -> str | None:
+    start = getattr(pool, "start", (0, 0))
+    if start != (0, 0):
+        return f"starts at position {start}: with its siblings it takes a map apart, nothing is dropped"
+    kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
+    return kind.why_not(pool)
+
+
+class ChannelsLast(nn.Module):
+    """Runs a layer on features the model holds as (N, H, W, C).
+
+    Shape:
+        - Input: (N, H, W, C)
+        - Output: as the layer's, channels last
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Permute, run, permute back."""
+        y: Tensor = self.layer(x.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1)
+
+    def lower(self) -> nn.Module | None:
+        """The same around the lowered layer."""
+        lowered = self.layer.lower()  # type: ignore[operator]
+        return None if lowered is None else ChannelsLast(lowered)

@@ -1,0 +1,188 @@
+"""Recipes: which op on which sites, as values, as plain data and as YAML.
+
+The ``surgery:`` part of a recipe file is parsed here; the rest of the file belongs to the package that trains.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from surgeon import ops as ops  # registers them
+from surgeon.errors import RecipeError
+from surgeon.op import OPS, AbstractOp
+from surgeon.select import Select
+
+STEP_KEYS = ("select", "keep_originals")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op on one selection.
+
+    Example:
+        >>> from surgeon import Select, get_op
+        >>> Step(get_op("spd")(kernel="minimal"), Select(path="conv1")).to_dict()
+        {'spd': {'kernel': 'minimal'}, 'select': {'path': 'conv1'}}
+    """
+
+    op: AbstractOp
+    select: Select = Select()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as YAML has it."""
+        select = self.select.to_dict()
+        return {self.op.name: self.op.settings(), **({"select": select} if select else {})}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps in order.
+
+    Args:
+        steps: What to do.
+        name: For messages.
+        keep_originals: Keep what is replaced, so that ``undo`` works; False saves memory.
+    """
+
+    steps: tuple[Step, ...]
+    name: str = ""
+    keep_originals: bool = True
+
+    @classmethod
+    def parse(cls, recipe: Any) -> Recipe:
+        """Read a recipe from anything that can stand for one.
+
+        Args:
+            recipe: An op's name, an op, a Step, a list of these, a Recipe, a dict (one step, or with a ``surgery``
+                key), the path of a YAML file, or the name of a shipped recipe.
+
+        Raises:
+            RecipeError: With every problem found, each with its key path; they are also in its ``problems``.
+
+        Example:
+            >>> Recipe.parse([{"spd": {"order": "conv-spd"}, "select": {"exclude": "*.downsample.*"}}]).steps[0].op.order
+            'conv-spd'
+        """
+        if isinstance(recipe, Recipe):
+            return recipe
+        if isinstance(recipe, (str, Path)) and str(recipe) not in OPS:
+            return cls._read(recipe)
+        keep, name = True, ""
+        if isinstance(recipe, Mapping) and "surgery" in recipe:
+            keep, name = bool(recipe.get("keep_originals", True)), str(recipe.get("name", ""))
+            recipe = recipe["surgery"]
+        problems: list[tuple[str, str]] = []
+        several = isinstance(recipe, Sequence) and not isinstance(recipe, str)
+        steps = [_step(part, f"[{i}]", problems) for i, part in enumerate(recipe if several else [recipe])]
+        if not steps and not problems:
+            problems.append(("", "the recipe has no step; give at least one op, such as 'spd'"))
+        if problems:
+            raise _error(problems)
+        return cls(tuple(step for step in steps if step is not None), name, keep)
+
+    @classmethod
+    def _read(cls, source: str | Path) -> Recipe:
+        path = find_recipe(source)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(data, Mapping) or "surgery" not in data:
+            raise RecipeError(f"{path} has no 'surgery:' part; a recipe lists its steps there")
+        try:
+            return cls.parse(data)
+        except RecipeError as error:
+            problems = [(f"surgery{key}", text) for key, text in getattr(error, "problems", [("", str(error))])]
+            raise _error(problems, f"{path}: ") from error
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The steps as YAML has them."""
+        return [step.to_dict() for step in self.steps]
+
+
+def _error(problems: list[tuple[str, str]], prefix: str = "") -> RecipeError:
+    error = RecipeError("\n".join(f"{prefix}{key}: {text}" if key else f"{prefix}{text}" for key, text in problems))
+    error.problems = problems  # type: ignore[attr-defined]
+    return error
+
+
+def _step(part: Any, key: str, problems: list[tuple[str, str]]) -> Step | None:
+    """One step from any of its forms; what is wrong goes into ``problems``."""
+    if isinstance(part, Step):
+        return part
+    if isinstance(part, AbstractOp):
+        return Step(part)
+    if isinstance(part, str):
+        part = {part: {}}
+    if not isinstance(part, Mapping):
+        problems.append((key, f"is {part!r}; a step is an op's name, or a mapping such as {{spd: {{order: conv-spd}}}}"))
+        return None
+    names = [name for name in part if name != "select"]
+    if len(names) != 1:
+        problems.append((key, f"names {len(names)} ops ({', '.join(map(str, names)) or 'none'}); a step has exactly one"))
+        return None
+    if names[0] not in OPS:
+        problems.append((f"{key}.{names[0]}", unknown("op", str(names[0]), list(OPS))))
+        return None
+    op = _build(OPS[names[0]], part[names[0]] or {}, f"{key}.{names[0]}", problems)
+    select = _build(Select, part.get("select") or {}, f"{key}.select", problems)
+    return Step(op, select) if op is not None and select is not None else None
+
+
+def _build(cls: type[Any], given: Any, key: str, problems: list[tuple[str, str]]) -> Any:
+    if not isinstance(given, Mapping) or not is_dataclass(cls):
+        problems.append((key, f"is {given!r}; it must be a mapping of settings"))
+        return None
+    allowed = [f.name for f in fields(cls)]
+    strange = [name for name in given if name not in allowed]
+    problems.extend((f"{key}.{name}", unknown("key", str(name), allowed)) for name in strange)
+    if strange:
+        return None
+    try:
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    except (RecipeError, TypeError) as error:
+        problems.append((key, str(error)))
+        return None
+
+
+def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
+    """ "unknown key 'ordr'; did you mean 'order'? (allowed: ...)".
+
+    Example:
+        >>> unknown("op", "sdp", ["spd"])
+        "unknown op 'sdp'; did you mean 'spd'? (allowed: spd)"
+    """
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown {what} '{name}'{hint} (allowed: {', '.join(sorted(allowed))})"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name and file of every recipe that comes with the distribution."""
+    spec = importlib.util.find_spec("recipes")
+    folders = [Path(p) / "zoo" for p in (spec.submodule_search_locations or [])] if spec else []
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        RecipeError: When there is neither such a file nor such a name.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise RecipeError(f"there is no recipe file {path}; check the path, or name a shipped one: {', '.join(shipped)}")
+    raise RecipeError(unknown("op or recipe", str(source), [*OPS, *shipped]))
