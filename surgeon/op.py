@@ -31,6 +31,17 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """The op rewrites the site by these edits; ``reason`` says what it becomes."""
+
+    edits: Sequence[Edit]
+    reason: str
+
+
+Decision = Rewrite | Refused | Unchanged
+
+
+@dataclass(frozen=True)
 class AbstractOp(abc.ABC):
     """One rewrite rule; a subclass is final, frozen, and its fields are its settings.
 
@@ -64,7 +75,6 @@ class AbstractOp(abc.ABC):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
-Decision = Sequence[Edit] | Refused | Unchanged
 Build = Callable[[Site, nn.Module], nn.Module]
 
 
@@ -102,8 +112,8 @@ def _call(site: Site, recorded: Trace) -> fx.Node:
     return next(n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
 
 
-def exchange(site: Site, recorded: Trace, build: Build) -> Sequence[Edit] | Refused:
-    """The edits that put ``build(site, layer)`` in the place of a conv or pool, module or functional call."""
+def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | Refused:
+    """Put ``build(site, layer)``, a layer described by ``into``, in the place of a conv or pool, module or call."""
     owner = recorded.model.get_submodule(site.owner)
     if reason := untouchable(owner):
         return Refused(reason)
@@ -112,13 +122,13 @@ def exchange(site: Site, recorded: Trace, build: Build) -> Sequence[Edit] | Refu
         return build(site, layer_of(site, present, recorded))
 
     if site.via == "module":
-        return [Swap(site.path, make)]
+        return Rewrite([Swap(site.path, make)], f"{site.type_name} -> {into}")
     try:
         own_graph(owner, training=False)
     except RefusedError as error:
         return Refused(str(error))
     _, function, index = site.path.split(":")
-    return [SwapCall(site.owner, function, int(index), make)]
+    return Rewrite([SwapCall(site.owner, function, int(index), make)], f"{function} -> {into}")
 
 
 OPS: dict[str, type[AbstractOp]] = {}

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from surgeon.change import Change, Record
-from surgeon.edit import Edit, perform
+from surgeon.edit import Edit, SetAttribute, perform, revert
 from surgeon.errors import NoSiteError, RefusedError, SurgeonError, TraceError
 from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.ledger import Ledger, snapshot, tensors_of
 from surgeon.locating import sites_of
-from surgeon.op import AbstractOp, Refused, Unchanged
+from surgeon.op import AbstractOp, Decision, Refused, Rewrite, Unchanged
 from surgeon.optimizers import exchange_parameters
 from surgeon.recipe import Recipe, Step
 from surgeon.select import Select
@@ -92,8 +92,7 @@ def apply(
         try:
             exchange_parameters(optimizer, held, module)
         except SurgeonError:
-            for entry in reversed(log):
-                entry.revert(module)
+            revert(module, log)
             raise
     _remember(module, planned, recipe, log, before, shapes)
     return model
@@ -168,7 +167,7 @@ def _costs(model: nn.Module, before: Trace, after: Trace, changes: tuple[Change,
         changes=changes,
         model=type(model).__name__,
         input_size=before.input_size,
-        params=pair(lambda t: sum(p.numel() for p in t.model.parameters())),
+        params=pair(lambda t: t.params),
         macs=pair(Trace.macs),
         activations=pair(Trace.activation_bytes),
         recipe=resolved,
@@ -197,7 +196,7 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
     return sorted(changes, key=lambda c: order[c.path]), recorded
 
 
-def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Sequence[Edit] | Refused | Unchanged]:
+def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Decision]:
     try:
         with recorded.model.__dict__["_surgeon_fake_mode"]:
             return site, op.decide(site, recorded)
@@ -206,7 +205,7 @@ def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Sequence
 
 
 def _perform(
-    op: AbstractOp, decided: list[tuple[Site, Any]], before: Trace, planned: Planned
+    op: AbstractOp, decided: list[tuple[Site, Decision]], before: Trace, planned: Planned
 ) -> tuple[list[Change], Trace]:
     """Perform the edits of the sites decided on the skeleton; the changes, with costs, and the new trace."""
     changes = [
@@ -214,26 +213,25 @@ def _perform(
         for site, what in decided
         if isinstance(what, (Refused, Unchanged))
     ]
-    rewritten = [(site, edits) for site, edits in decided if not isinstance(edits, (Refused, Unchanged))]
+    rewritten = [(site, what) for site, what in decided if isinstance(what, Rewrite)]
     if not rewritten:
         return changes, before
     model = before.model
-    costs = {site.path: _cost(site, edits, before) for site, edits in rewritten}
+    costs = {site.path: _cost(site, what.edits, before) for site, what in rewritten}
     ordered = sorted(rewritten, key=lambda pair: _call_index(pair[0]), reverse=True)  # later calls first: indices hold
-    for site, edits in ordered:
+    for site, what in ordered:
         try:
             with model.__dict__["_surgeon_fake_mode"]:
-                perform(model, edits)
+                perform(model, what.edits)
         except RefusedError as error:
             raise RefusedError(f"op '{op.name}' refuses '{site.path}': {error}; exclude this path") from error
-        planned.edits.extend(edits)
+        planned.edits.extend(what.edits)
     after = _retrace(op, before)
-    for site, edits in rewritten:
-        ends = _cost(site, edits, after)
+    for site, what in rewritten:
+        ends = _cost(site, what.edits, after)
         params, macs = zip(costs[site.path], ends, strict=True)
-        reason = _became(site, model)
-        change = Change(path=site.path, op=op.name, status="rewritten", reason=reason, params=params, macs=macs)
-        changes.append(change)
+        done = Change(path=site.path, op=op.name, status="rewritten", reason=what.reason, params=params, macs=macs)
+        changes.append(done)
     return changes, after
 
 
@@ -264,17 +262,10 @@ def _call_index(site: Site) -> int:
 
 def _cost(site: Site, edits: Sequence[Edit], recorded: Trace) -> tuple[int, int]:
     """Parameters and MACs of the modules the edits touch (a functional site: of its owner)."""
-    paths = {edit.path for edit in edits} | {site.owner}
+    paths = {edit.path for edit in edits if not isinstance(edit, SetAttribute)} | {site.owner}
     outer = {p for p in paths if not any(p != q and p.startswith(f"{q}." if q else "") for q in paths)}
     held = {id(t): t.numel() for p in outer for t in recorded.model.get_submodule(p).parameters()}
     return sum(held.values()), sum(recorded.macs(path) for path in outer)
-
-
-def _became(site: Site, model: nn.Module) -> str:
-    if site.via == "module":
-        module = model.get_submodule(site.path)
-        return f"{site.type_name} -> {type(module).__name__}"
-    return f"{site.type_name} -> a module of '{site.owner or 'the model'}'"
 
 
 def _insist(step: Step, changes: list[Change], sites: Sequence[Site], recorded: Trace) -> None:

@@ -54,7 +54,7 @@ def function_name(function: Callable[..., Any]) -> str:
 
 @dataclass
 class Trace:
-    """A recorded forward pass.
+    """A recorded forward pass; ``params`` is the number of parameters at that time.
 
     Node meta: ``val`` (the fake output), ``name`` (of the function, or the module's path), ``order``, ``owner`` (path
     of the module whose code made the call), ``run`` (how many times that module had run before), ``index`` (how many
@@ -65,6 +65,7 @@ class Trace:
     graph: fx.Graph
     input_size: tuple[int, int, int]
     notes: tuple[str, ...]
+    params: int
 
     @property
     def outputs(self) -> Any:
@@ -301,4 +302,5 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             "pass the input_size the model was built for, or operate on the part that runs"
         ) from error
     recorder.graph.output(recorder._arguments(out)).meta["val"] = out
-    return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)))
+    params = sum(p.numel() for p in model.parameters())
+    return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)), params)

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Append, Edit, SetAttribute, Swap, twin, untouchable
-from surgeon.op import Decision, Refused
+from surgeon.op import Decision, Refused, Rewrite
 from surgeon.ops.space_to_depth import space_to_depth
 from surgeon.ops.widening import Growth, Widening
 from surgeon.site import Pair, Site
+from surgeon.table import by
 from surgeon.tracing import Trace
 
 POINTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Sigmoid, nn.Tanh)
@@ -71,7 +72,9 @@ def conv_spd(site: Site, recorded: Trace, before: str) -> Decision:
         return Refused(reason)
     edits: list[Edit] = [Swap(site.path, _unstride)]
     edits += [Append(str(last.target), partial(_space_to_depth, block))]
-    return [*edits, *widening.edits(), *_feature_info(widening, recorded)]
+    readers = widening.edits()
+    reason = f"stride-1 conv, space-to-depth({by(block)}) before the {before}, {len(readers)} readers widened"
+    return Rewrite([*edits, *readers, *_feature_info(widening, recorded)], reason)
 
 
 def _behind_norm(node: fx.Node, recorded: Trace) -> fx.Node:

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from surgeon.edit import untouchable
 from surgeon.errors import RecipeError
+from surgeon.locating import pair
 from surgeon.op import AbstractOp, Decision, Refused, Unchanged, exchange, layer_of, register_op
 from surgeon.ops.conv_spd import conv_spd
 from surgeon.ops.space_to_depth import Kernel
 from surgeon.ops.spd_conv import Init, SPDConv2d
 from surgeon.ops.spd_pool import SPDAvgPool2d, SPDMaxPool2d
 from surgeon.site import Kind, Site
+from surgeon.table import by
 from surgeon.tracing import Trace
 
 CHOICES = {
@@ -100,17 +102,17 @@ class SPD(AbstractOp):
             return Refused(reason)
         layer = layer_of(site, owner, recorded)
         if site.kind == "strided_pool" and self.pool == "remove":
-            return exchange(site, recorded, lambda _site, _pool: nn.Identity())
+            return exchange(site, recorded, lambda _site, _pool: nn.Identity(), "removed")
         if site.kind == "strided_pool":
             reason = _why_not_pool(layer)
-            return Refused(reason) if reason else exchange(site, recorded, self._pool)
+            return Refused(reason) if reason else exchange(site, recorded, self._pool, _into(layer))
         if SPDConv2d.is_patchify(layer):
             return Unchanged("kernel = stride without padding is space-to-depth + 1x1 conv already")
         if reason := SPDConv2d.why_not(layer):
             return Refused(reason)
         if self.order == "conv-spd":
             return conv_spd(site, recorded, self.before)
-        return exchange(site, recorded, self._conv)
+        return exchange(site, recorded, self._conv, f"space-to-depth({by(site.stride)}) + conv")
 
     def _conv(self, site: Site, conv: nn.Module) -> nn.Module:
         with torch.random.fork_rng(devices=[], enabled=self.init == "fresh"):
@@ -124,6 +126,12 @@ class SPD(AbstractOp):
         kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
         layer = kind.from_pool(pool, channels, full=self.pool_conv == "full")
         return ChannelsLast(layer) if last else layer
+
+
+def _into(pool: nn.Module) -> str:
+    if pair(pool.kernel_size) == (1, 1):
+        return "space-to-depth + 1x1 conv"
+    return "stride-1 max + space-to-depth + 1x1 conv" if isinstance(pool, nn.MaxPool2d) else "space-to-depth + conv"
 
 
 def _why_not_pool(pool: nn.Module) -> str | None:

@@ -59,14 +59,14 @@ class DigitsConvNet(nn.Module):
             {"num_chs": 32, "reduction": 4, "module": "stage1"},
             {"num_chs": 72, "reduction": 8, "module": "stage2"},
         ]
-        self.reset_classifier(num_classes, global_pool)
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer."""
-        return self.fc
+        return cast(nn.Module, self.fc)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Draw a new head for another number of classes, and change the pooling where one is named."""
@@ -110,13 +110,13 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return cast(nn.Module, build_model_with_cfg(DigitsConvNet, name, pretrained, feature_cfg=features, **kwargs))
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def digits_convnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the digits net, 58 thousand parameters, with BatchNorm."""
     return _build("digits_convnet", pretrained, **kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def digits_convnet_nobn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the digits net without BatchNorm, whose training does not depend on how a batch is split."""
     return _build("digits_convnet_nobn", pretrained, **{"norm": False, **kwargs})
