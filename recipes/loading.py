@@ -1,0 +1,176 @@
+"""Read a recipe: from a file, from the name of a shipped one, or from a dict; all its errors at once.
+
+Separate from the schema because this is where files, YAML and `surgeon`'s own checks of `surgery:` come together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from recipes.problems import Problem, key_path, nearest, problems_of, summary
+from recipes.schema import PROBES, RecipeFile, TrainSection
+from surgeon.errors import RecipeError
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key given twice (YAML itself silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise RecipeError(f"line {line}: key '{key}' is already given in line {seen[key]}; keep one of them")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the shipped recipes, name to file, sorted by name.
+
+    Example:
+        >>> "digits_spd" in shipped()
+        True
+    """
+    return {path.stem: path for path in sorted(ZOO.glob("*.yaml"))}
+
+
+def purpose(path: Path) -> str:
+    """Return the first comment line of a recipe file: what it is for, in one line."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").removeprefix("purpose:").strip() if first.startswith("#") else ""
+
+
+def find(path_or_name: str | Path) -> Path:
+    """Return the file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        RecipeError: When there is neither.
+    """
+    path, names = Path(path_or_name), shipped()
+    if path.is_file():
+        return path
+    if str(path_or_name) in names:
+        return names[str(path_or_name)]
+    where = f"no file '{path}' in {Path.cwd()}, and no shipped recipe of that name"
+    raise RecipeError(f"{where}{nearest(str(path_or_name), names)} (shipped: {', '.join(names)})")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise RecipeError(f"{path}: {place}not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a YAML text: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _surgery_problems(surgery: Any, path: tuple[str | int, ...]) -> list[Problem]:
+    """Let `surgeon` check the operations, and put its key paths behind ours."""
+    import surgeon
+
+    if not isinstance(surgery, list) or not surgery:
+        return []  # wrong types are reported by the schema
+    try:
+        surgeon.Recipe.parse(surgery)
+    except RecipeError as error:
+        found = getattr(error, "problems", None) or [("", str(error))]
+        base = key_path(path)
+        return [(base + ("" if not inner or inner[0] == "[" else ".") + inner, message) for inner, message in found]
+    return []
+
+
+def _analysis_problems(analysis: Any) -> list[Problem]:
+    entries = analysis if isinstance(analysis, list) else []
+    problems = []
+    for position, entry in enumerate(entries):
+        name = entry if isinstance(entry, str) else next(iter(entry), "?") if isinstance(entry, Mapping) else "?"
+        if name not in PROBES:
+            known = ", ".join(PROBES) or "none in this version; take the analysis section out"
+            problems.append((f"analysis[{position}]", f"unknown analysis '{name}'{nearest(name, PROBES)} ({known})"))
+    return problems
+
+
+def _own_problems(error: ValidationError, path: tuple[str, ...], own: Mapping[str, Any]) -> list[Problem]:
+    """Keep the problems that a variant's own keys cause; the recipe's are reported at their place."""
+    base = ".".join(path)
+    problems = [(key.removeprefix(base), text) for key, text in problems_of(error, {}, path)]
+    return [(base + key, text) for key, text in problems if not key or re.split(r"[.\[]", key[1:])[0] in own]
+
+
+def _variant_problems(document: Mapping[str, Any]) -> list[Problem]:
+    """Check what the entries of `compare` make of the recipe's `surgery` and `train`."""
+    problems: list[Problem] = []
+    entries, base = document.get("compare"), document.get("train")
+    for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        problems += _surgery_problems(entry.get("surgery"), ("compare", str(name), "surgery"))
+        if isinstance(entry.get("train"), Mapping) and isinstance(base, Mapping):
+            try:
+                TrainSection.model_validate({**base, **entry["train"]})
+            except ValidationError as error:
+                problems += _own_problems(error, ("compare", str(name), "train"), entry["train"])
+    return problems
+
+
+def parse(document: Any, source: str = "recipe") -> RecipeFile:
+    """Check a recipe given as a dict, and return it.
+
+    Args:
+        document: The content of a recipe file.
+        source: What error messages call it, usually the file's path.
+
+    Raises:
+        RecipeError: With every problem, each on a line that starts with its key path.
+
+    Example:
+        >>> parse({"name": "plain", "model": {"timm": "resnet18"}}).model.timm
+        'resnet18'
+    """
+    if isinstance(document, RecipeFile):
+        return document
+    if not isinstance(document, Mapping):
+        raise RecipeError(f"{source}: a recipe is a mapping of sections (name, model, ...), not {document!r:.60}")
+    problems = [*_surgery_problems(document.get("surgery"), ("surgery",)), *_variant_problems(document)]
+    problems += _analysis_problems(document.get("analysis"))
+    try:
+        recipe = RecipeFile.model_validate(dict(document))
+    except ValidationError as error:
+        raise summary(source, problems_of(error, document) + problems) from None
+    if problems:
+        raise summary(source, problems)
+    return recipe
+
+
+def load(path_or_name: str | Path | Mapping[str, Any] | RecipeFile) -> RecipeFile:
+    """Read and check a recipe.
+
+    Args:
+        path_or_name: Path of a YAML file, or the name of a shipped recipe (``surgeon recipes`` lists them).
+
+    Raises:
+        RecipeError: When it is not found, is not YAML, or has problems: all of them are listed.
+
+    Example:
+        >>> load("digits_spd").name
+        'digits-spd'
+    """
+    if isinstance(path_or_name, (RecipeFile, Mapping)):
+        return parse(path_or_name)
+    path = find(path_or_name)
+    return parse(_read(path), str(path_or_name))
