@@ -6,6 +6,7 @@ Kept apart from the conv's because a pool has no weight to carry over: what it d
 from __future__ import annotations
 
 import abc
+import copy
 from typing import ClassVar, Self
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.errors import RefusedError
 from surgeon.ops.space_to_depth import Blocks, Window, block_conv2d, embed, pad_or_crop
 from surgeon.ops.spd_fold import fold
-from surgeon.ops.spd_windows import is_same_pool, pair, pool_builder, pool_windows, why_not_pool
+from surgeon.ops.spd_windows import is_same_pool, pair, pool_windows, why_not_pool
 
 Device = torch.device | str | None
 
@@ -33,7 +34,8 @@ class SPDPool2d(nn.Module, abc.ABC):
         self.kernel_size, self.stride = pair(pool.kernel_size), pair(pool.stride)
         self.padding: str | tuple[int, int] = "same" if is_same_pool(pool) else pair(pool.padding)
         self.ceil_mode = bool(pool.ceil_mode)
-        self.windows, self.original = pool_windows(pool), pool_builder(pool)
+        self.windows = pool_windows(pool)
+        self.original = (copy.deepcopy(pool),)  # in a tuple: not a submodule, it is no part of this layer
         self.train(pool.training)
 
     @classmethod
@@ -110,7 +112,7 @@ class SPDPool2d(nn.Module, abc.ABC):
         """
         weight = self.weight.detach()
         if not weight.is_meta and torch.equal(weight, self._start(weight.device, weight.dtype)):
-            return self.original().train(self.training)
+            return copy.deepcopy(self.original[0]).train(self.training)
         lowered = self._fold()
         return None if lowered is None else lowered.train(self.training)
 

@@ -6,9 +6,7 @@ classes that are not torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,23 +106,6 @@ def pool_windows(pool: nn.AvgPool2d | nn.MaxPool2d) -> tuple[Window, Window]:
     return rows, cols
 
 
-def pool_builder(pool: nn.AvgPool2d | nn.MaxPool2d) -> Callable[[], nn.Module]:
-    """A call that builds the same pool again, of torch's or timm's own class."""
-    make: Callable[..., nn.Module]
-    settings: dict[str, Any] = {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "ceil_mode")}
-    if isinstance(pool, nn.MaxPool2d):
-        make, settings["dilation"] = nn.MaxPool2d, pool.dilation
-    else:
-        make, settings["count_include_pad"] = nn.AvgPool2d, pool.count_include_pad
-    if is_same_pool(pool):
-        from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
-
-        make = MaxPool2dSame if isinstance(pool, nn.MaxPool2d) else AvgPool2dSame
-    elif isinstance(pool, nn.AvgPool2d):
-        settings["divisor_override"] = pool.divisor_override
-    return partial(make, **settings)
-
-
 def why_not_pool(pool: nn.Module, base: type[nn.AvgPool2d] | type[nn.MaxPool2d]) -> str | None:
     """Why no space-to-depth layer computes the same function, as a verb phrase; None if one does."""
     name = type(pool).__name__
@@ -132,7 +113,7 @@ def why_not_pool(pool: nn.Module, base: type[nn.AvgPool2d] | type[nn.MaxPool2d])
         return f"is a {name}, not an nn.{base.__name__}"
     if "forward" in vars(pool) or not (type(pool).forward is base.forward or is_same_pool(pool)):
         return f"is a {name} whose forward is not that of nn.{base.__name__}"
-    if getattr(pool, "return_indices", False):
+    if getattr(pool, "return_indices", False) and not is_same_pool(pool):  # MaxPool2dSame sets it by mistake, unused
         return "returns the indices of the maxima (return_indices=True), which a conv has not"
     if max(pair(pool.stride)) == 1:
         return "has stride (1, 1), so there is no block to move into channels"
