@@ -3,14 +3,18 @@
 locate -> plan -> apply -> record, verify, undo, save, load: see each name's docstring.
 """
 
+from surgeon.building import create_model
 from surgeon.change import Change, Record
 from surgeon.errors import LoadError, NoSiteError, RecipeError, RefusedError, SurgeonError, TraceError
 from surgeon.locating import locate
+from surgeon.lowering import lower
 from surgeon.op import OPS, AbstractOp
+from surgeon.persistence import load, save
 from surgeon.recipe import Recipe, Step, unknown
 from surgeon.rewriting import apply, plan, record, undo
 from surgeon.select import Select
 from surgeon.site import Site, Sites
+from surgeon.verifying import Verification, verify
 
 
 def list_ops() -> list[str]:
@@ -54,11 +58,17 @@ __all__ = [
     "Step",
     "SurgeonError",
     "TraceError",
+    "Verification",
     "apply",
+    "create_model",
     "get_op",
     "list_ops",
+    "load",
     "locate",
+    "lower",
     "plan",
     "record",
+    "save",
     "undo",
+    "verify",
 ]
