@@ -68,12 +68,13 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
         node: A recorded call with its name in ``meta["name"]``.
         attribute: Answers the tensor of a ``get_attr`` node, from the model to be operated; None where it has none.
 
-    Slicing with steps is a max pool with a kernel of one (with ``start`` and ``channels_last`` as attributes). A conv whose kernel is computed in the forward comes back as
+    Slicing with steps is a max pool with a kernel of one (with ``start`` and ``channels_last`` as attributes). A conv
+    whose kernel is computed in the forward comes back as
     a conv without weight (``weight`` is None).
     """
     name = node.meta["name"]
     if name == "getitem":
-        found = spatial_slice(node.args[1], node.args[0].meta["val"].ndim) if strided_slice(node.args[1]) else None
+        found = spatial_slice(node.args[1], _source(node).meta["val"].ndim) if strided_slice(node.args[1]) else None
         return None if found is None else _selection(found)
     if name not in SIGNATURES:
         return None
@@ -86,9 +87,14 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
     return nn.MaxPool2d(**given) if "dilation" in given else nn.AvgPool2d(**given)
 
 
+def _source(node: fx.Node) -> Any:
+    return node.args[0]
+
+
 def _selection(found: Slice) -> nn.MaxPool2d:
     pool = nn.MaxPool2d(1, found.stride)
-    pool.start, pool.channels_last = found.start, found.axes == (1, 2)
+    pool.start = found.start  # type: ignore[assignment]
+    pool.channels_last = found.axes == (1, 2)  # type: ignore[assignment]
     return pool
 
 
@@ -100,6 +106,6 @@ def _conv(given: dict[str, Any], attribute: Any) -> nn.Conv2d:
     weight: Tensor | None = attribute(given["weight"])
     bias: Tensor | None = None if given["bias"] is None else attribute(given["bias"])
     known = weight is not None and (bias is not None or given["bias"] is None)
-    conv.weight = nn.Parameter(weight.detach(), weight.requires_grad) if known and weight is not None else None
+    conv.weight = nn.Parameter(weight.detach(), weight.requires_grad) if known and weight is not None else None  # type: ignore[assignment]
     conv.bias = nn.Parameter(bias.detach(), bias.requires_grad) if known and bias is not None else None
     return conv

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from surgeon.errors import RefusedError, SurgeonError
-from surgeon.tracing import function_name, strided_slice
+from surgeon.owncode import code_with
 
 TAGS = ("i", "f", "type", "np")  # ultralytics' forward reads them off each layer
 MISSING = "<missing>"
@@ -33,7 +33,9 @@ class Reverse(Protocol):
 class Edit(Protocol):
     """One change of a model."""
 
-    path: str
+    @property
+    def path(self) -> str:
+        """Of the module it touches."""
 
     def perform(self, model: nn.Module) -> Reverse:
         """Make the change, in place."""
@@ -78,7 +80,7 @@ def _set(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
 
 
 def _follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Let ``new`` take over the mode and tags of the module at ``path``, and join the nearest weights' device and dtype.
+    """Let ``new`` take over the mode and tags of the module at ``path``, and the nearest weights' device and dtype.
 
     A builder that had weights to start from has set device, dtype and ``requires_grad`` itself.
     """
@@ -137,8 +139,8 @@ class SwapCall:
         owner = model.get_submodule(self.path)
         name = self.child(owner)
         child = _follow(model, self.path, self.make(owner))
-        codes = [self._code(owner, name, training) for training in (True, False)]
-        forwards = [_compile(code) for code in codes]
+        codes = [code_with(owner, self.function, self.index, name, training) for training in (True, False)]
+        forwards = [code.compile() for code in codes]
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return forwards[0 if self.training else 1](self, *args, **kwargs)
@@ -149,56 +151,6 @@ class SwapCall:
         """The name the new module gets in the owner: the first free one."""
         taken = {name for name, _ in owner.named_children()}
         return next(name for i in range(len(taken) + 1) if (name := f"surgeon_{self.function}_{i}") not in taken)
-
-    def _code(self, owner: nn.Module, child: str, training: bool) -> tuple[str, tuple[tuple[str, Any], ...]]:
-        graph = own_graph(owner, training)
-        calls = [n for n in graph.nodes if is_call(n, self.function)]
-        if len(calls) <= self.index:
-            raise RefusedError(f"its {'training' if training else 'evaluation'} code has no such call")
-        call = calls[self.index]
-        with graph.inserting_before(call):
-            call.replace_all_uses_with(graph.call_module(child, (call.args[0],)))
-        graph.erase_node(call)
-        code = graph.python_code("self")
-        return code.src, tuple(sorted(code.globals.items(), key=lambda item: item[0]))
-
-
-def is_call(node: fx.Node, function: str) -> bool:
-    """Whether a value-free node calls ``function``; of indexing only the kind that skips positions counts."""
-    if node.op == "call_method":
-        return str(node.target) == function
-    if node.op != "call_function" or function_name(node.target) != function:  # type: ignore[arg-type]
-        return False
-    return function != "getitem" or strided_slice(node.args[1])
-
-
-class _OwnCode(fx.Tracer):
-    """Traces a module's own forward only: every child is a leaf."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def own_graph(owner: nn.Module, training: bool) -> fx.Graph:
-    """The value-free graph of a module's own code in one mode.
-
-    Raises:
-        RefusedError: When its control flow depends on sizes or values.
-    """
-    twin = copy.copy(owner)
-    twin.training = training
-    try:
-        return _OwnCode().trace(twin)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise RefusedError(f"the code of its owner {type(owner).__name__} cannot be traced without values: {reason}") from error
-
-
-def _compile(code: tuple[str, tuple[tuple[str, Any], ...]]) -> Callable[..., Any]:
-    space = dict(code[1])
-    exec(compile(code[0], "<surgeon>", "exec"), space)
-    forward: Callable[..., Any] = space["forward"]
-    return forward
 
 
 @dataclass(frozen=True)
@@ -214,10 +166,10 @@ class Append:
         module = model.get_submodule(self.path)
         if self.name in module._modules:
             raise RefusedError(f"the output of '{self.path}' is already rearranged")
-        base = type(module).forward
+        base, after = type(module).forward, self.name
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self.surgeon_after(base(self, *args, **kwargs))
+            return self.get_submodule(after)(base(self, *args, **kwargs))
 
         return _derive(model, self.path, forward, {self.name: _follow(model, self.path, self.make(module))})
 
@@ -294,7 +246,8 @@ def perform(model: nn.Module, edits: Sequence[Edit]) -> list[Reverse]:
     log: list[Reverse] = []
     try:
         with torch.no_grad():
-            log.extend(edit.perform(model) for edit in edits)  # noqa: PERF402 (each may fail)
+            for edit in edits:
+                log.append(edit.perform(model))
     except BaseException:
         revert(model, log)
         raise
@@ -313,7 +266,9 @@ def untouchable(module: nn.Module) -> str | None:
     if any(hooks):
         return "carries hooks, which would be lost; remove them, operate, and register them again"
     if nn.utils.parametrize.is_parametrized(module):
-        return "is parametrized, so its weight is computed; call torch.nn.utils.parametrize.remove_parametrizations first"
+        return (
+            "is parametrized, so its weight is computed; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     return None
 
 

@@ -1,6 +1,6 @@
 """Every error this library raises on purpose.
 
-Kept apart so that a user can catch one class, and so that each message has a home: what, why with the numbers, what to do.
+Kept apart so that a user can catch one class. A message says what, why with the numbers, and what to do.
 """
 
 

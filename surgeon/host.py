@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from surgeon.errors import RefusedError, SurgeonError
+from surgeon.skeleton import LEDGER
 
 InputSize = int | tuple[int, int] | tuple[int, int, int] | None
 Size = tuple[int, int, int]
@@ -88,7 +89,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 
 
 def _own_size(model: nn.Module) -> tuple[int, ...]:
-    ledger = model.__dict__.get("_surgeon")
+    ledger = model.__dict__.get(LEDGER)
     if ledger is not None:
         return tuple(ledger.input_size)[1:]
     for holder in (model, getattr(model, "patch_embed", None)):

@@ -16,8 +16,8 @@ from surgeon.edit import Reverse, copy_tensors, revert
 from surgeon.errors import RefusedError
 from surgeon.host import Size
 from surgeon.site import Site
+from surgeon.skeleton import LEDGER
 
-ATTRIBUTE = "_surgeon"
 BUILDER = "_surgeon_builder"
 
 
@@ -55,12 +55,12 @@ class Ledger:
     @classmethod
     def of(cls, model: nn.Module) -> Ledger | None:
         """The ledger of ``model``, if it was operated."""
-        found = model.__dict__.get(ATTRIBUTE)
+        found = model.__dict__.get(LEDGER)
         return found if isinstance(found, Ledger) else None
 
     def hang_on(self, model: nn.Module) -> None:
         """Attach to ``model``."""
-        model.__dict__[ATTRIBUTE] = self
+        model.__dict__[LEDGER] = self
 
     def take_back(self, model: nn.Module) -> None:
         """Bring ``model`` back to before the first ``apply``, every value included.
@@ -74,7 +74,7 @@ class Ledger:
             )
         revert(model, self.log)
         copy_tensors(self.before, model)
-        del model.__dict__[ATTRIBUTE]
+        del model.__dict__[LEDGER]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -77,9 +77,9 @@ def _reduction(shape: tuple[int, ...], input_size: tuple[int, int, int]) -> int:
     """Input height over feature height; features may be (C, H, W), (H, W, C) or (positions, C)."""
     if len(shape) == 3:
         sides = shape[1:] if abs(shape[1] - shape[2]) <= abs(shape[0] - shape[1]) else shape[:2]
-        return max(1, round(input_size[1] / sides[0]))
+        return int(max(1, round(input_size[1] / sides[0])))
     positions = input_size[1] * input_size[2]
-    return max(1, round((positions / max(1, shape[0])) ** 0.5))
+    return int(max(1, round((positions / max(1, shape[0])) ** 0.5)))
 
 
 def _spatial(node: fx.Node, recorded: Trace) -> dict[str, Any] | None:

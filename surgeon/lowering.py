@@ -11,6 +11,7 @@ from surgeon.change import Change, Record
 from surgeon.edit import Swap, perform
 from surgeon.host import Size, input_sizes, unwrap
 from surgeon.ledger import Ledger
+from surgeon.skeleton import LEDGER
 from surgeon.tracing import record_forward
 
 
@@ -35,7 +36,7 @@ def lower(model: nn.Module) -> nn.Module:
     module = unwrap(model)
     twin = copy.deepcopy(module)
     ledger = Ledger.of(twin)
-    twin.__dict__.pop("_surgeon", None)
+    twin.__dict__.pop(LEDGER, None)
     size: Size = ledger.input_size if ledger else input_sizes(twin)[0]
     before = record_forward(module, [size])
     changes = [_lower_layer(twin, path, layer) for path, layer in lowerable(twin)]

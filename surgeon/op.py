@@ -10,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, fx, nn
 
 from surgeon.calls import lift
-from surgeon.edit import Edit, Swap, SwapCall, own_graph, untouchable
+from surgeon.edit import Edit, Swap, SwapCall, untouchable
 from surgeon.errors import RecipeError, RefusedError
+from surgeon.owncode import own_graph
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
 
@@ -109,7 +110,8 @@ def layer_of(site: Site, owner: nn.Module, recorded: Trace) -> nn.Module:
 def _call(site: Site, recorded: Trace) -> fx.Node:
     owner, function, index = site.path.split(":")
     key = {"owner": owner, "name": function, "index": int(index)}
-    return next(n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
+    found: fx.Node = next(n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
+    return found
 
 
 def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | Refused:

@@ -227,7 +227,8 @@ def _read(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str, Tensor
             f"{path} is truncated or was edited: {len(data)} bytes with sha256 {digest[:12]}, "
             f"{MANIFEST} expects {entry['sha256'][:12]}; restore it from a copy"
         )
-    return safetensors.torch.load(data)
+    tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    return tensors
 
 
 def _compare(found: Shapes, expected: Shapes, what: str, manifest: dict[str, Any]) -> None:
@@ -250,4 +251,3 @@ def _version_hint(manifest: Any) -> str:
     saved = manifest.get("versions", {}) if isinstance(manifest, dict) else {}
     differ = [f"{k} {saved.get(k)} there, {v} here" for k, v in versions().items() if saved.get(k) != v]
     return f" (versions differ: {'; '.join(differ)})" if differ else ""
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Step:
     """
 
     op: AbstractOp
-    select: Select = Select()
+    select: Select = field(default_factory=Select)
 
     def to_dict(self) -> dict[str, Any]:
         """The step as YAML has it."""
@@ -67,8 +67,9 @@ class Recipe:
             RecipeError: With every problem found, each with its key path; they are also in its ``problems``.
 
         Example:
-            >>> Recipe.parse([{"spd": {"order": "conv-spd"}, "select": {"exclude": "*.downsample.*"}}]).steps[0].op.order
-            'conv-spd'
+            >>> recipe = Recipe.parse([{"spd": {"kernel": "minimal"}, "select": {"exclude": "*.downsample.*"}}])
+            >>> recipe.to_list()
+            [{'spd': {'kernel': 'minimal'}, 'select': {'exclude': '*.downsample.*'}}]
         """
         if isinstance(recipe, Recipe):
             return recipe
@@ -122,11 +123,15 @@ def _step(part: Any, key: str, problems: list[tuple[str, str]]) -> Step | None:
     if isinstance(part, str):
         part = {part: {}}
     if not isinstance(part, Mapping):
-        problems.append((key, f"is {part!r}; a step is an op's name, or a mapping such as {{spd: {{order: conv-spd}}}}"))
+        problems.append(
+            (key, f"is {part!r}; a step is an op's name, or a mapping such as {{spd: {{order: conv-spd}}}}")
+        )
         return None
     names = [name for name in part if name != "select"]
     if len(names) != 1:
-        problems.append((key, f"names {len(names)} ops ({', '.join(map(str, names)) or 'none'}); a step has exactly one"))
+        problems.append(
+            (key, f"names {len(names)} ops ({', '.join(map(str, names)) or 'none'}); a step has exactly one")
+        )
         return None
     if names[0] not in OPS:
         problems.append((f"{key}.{names[0]}", unknown("op", str(names[0]), list(OPS))))
@@ -153,7 +158,7 @@ def _build(cls: type[Any], given: Any, key: str, problems: list[tuple[str, str]]
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
-    """ "unknown key 'ordr'; did you mean 'order'? (allowed: ...)".
+    """Say that a name is unknown, the nearest allowed one, and all of them.
 
     Example:
         >>> unknown("op", "sdp", ["spd"])
@@ -184,5 +189,7 @@ def find_recipe(source: str | Path) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"there is no recipe file {path}; check the path, or name a shipped one: {', '.join(shipped)}")
+        raise RecipeError(
+            f"there is no recipe file {path}; check the path, or name a shipped one: {', '.join(shipped)}"
+        )
     raise RecipeError(unknown("op or recipe", str(source), [*OPS, *shipped]))

@@ -55,8 +55,8 @@ def residual_of(node: fx.Node, model: nn.Module) -> Residual | None:
     """The residual that addition ``node`` closes; None where it is no addition of two branches of one tensor."""
     if node.op != "call_function" or node.meta["name"] not in ADDITIONS or len(node.args) < 2:
         return None
-    operands = node.args[:2]
-    if not all(isinstance(o, fx.Node) and _is_feature(o.meta["val"], node.meta["val"]) for o in operands):
+    operands = [o for o in node.args[:2] if isinstance(o, fx.Node) and _is_feature(o.meta["val"], node.meta["val"])]
+    if len(operands) < 2:
         return None
     fork, branches = _part(*operands)
     if fork is None:

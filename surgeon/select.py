@@ -80,7 +80,7 @@ class Select:
 
     def _units(self, units: list[str]) -> list[str] | None:
         """The paths of the units chosen; None when every unit is."""
-        if self.first is self.last is self.unit is None:
+        if self.first is None and self.last is None and self.unit is None:
             return None
         total = len(units)
         keep = set(range(total))

@@ -7,7 +7,6 @@ run, and the model itself is only read. Such a graph has batch, size and mode ba
 
 from __future__ import annotations
 
-import copy
 import itertools
 import operator
 from collections import Counter
@@ -26,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from surgeon.errors import TraceError
+from surgeon.skeleton import FAKE_MODE, skeleton
 
 LEAVES = (
     nn.modules.conv._ConvNd,
@@ -87,7 +87,7 @@ def _within(node: fx.Node, path: str) -> bool:
     return path in ("", own) or own.startswith(path + ".")
 
 
-class _Macs(TorchDispatchMode):
+class _Macs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts multiply-adds by torch's own formulas, which count a multiply-add as two operations."""
 
     total = 0
@@ -123,7 +123,7 @@ class Recorder(TorchFunctionMode):
         self.frames = [_Frame("")]
         self.runs: Counter[str] = Counter()
         self.inside_leaf = False
-        self.macs = _Macs()
+        self.macs = _Macs()  # type: ignore[no-untyped-call]
         self.notes: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -233,32 +233,6 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode whose parameters and buffers are fake: it costs no memory and no arithmetic."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        held = (module._parameters, module._buffers, module.__dict__)
-        for tensor in (t for d in held for t in d.values() if isinstance(t, Tensor)):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _fake(tensor, fake)
-    memo_ledger = model.__dict__.get("_surgeon")
-    if memo_ledger is not None:
-        memo[id(memo_ledger)] = memo_ledger
-    copied = copy.deepcopy(model, memo).eval()
-    copied.__dict__["_surgeon_fake_mode"] = fake
-    return copied
-
-
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    device = torch.device("cpu") if tensor.is_meta else tensor.device
-    with mode:
-        blank = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(blank, requires_grad=tensor.requires_grad)
-    return blank
-
-
 def record_forward(model: nn.Module, sizes: Sequence[tuple[int, int, int]]) -> Trace:
     """Trace a :func:`skeleton` of ``model`` on an image of the first of ``sizes`` that runs.
 
@@ -281,7 +255,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         TraceError: When the forward fails on an image of that size.
     """
     recorder = Recorder(model)
-    fake: FakeTensorMode = model.__dict__["_surgeon_fake_mode"]
+    fake: FakeTensorMode = model.__dict__[FAKE_MODE]
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
     with fake:

@@ -60,12 +60,15 @@ class Verification:
         )
 
     def __str__(self) -> str:
-        show = lambda value: "-" if value is None else f"{value:.2e}"  # noqa: E731
-        rows = [(r["path"], show(r["max_abs"]), show(r["relative"]), r["note"]) for r in self.rows]
+        rows = [(r["path"], _show(r["max_abs"]), _show(r["relative"]), r["note"]) for r in self.rows]
         columns = ("path", "max abs", "relative", "note")
         return f"{self.verdict}\n{table(columns, rows, right=frozenset(columns[1:3]))}"
 
     __repr__ = __str__
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
 
 
 def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float | None = None) -> Verification:

@@ -1,3 +1,3 @@
-"""The ops. To add one: write ``surgeon/ops/<name>.py`` and add a line here; the contract tests find it by themselves."""
+"""The ops. To add one: write ``surgeon/ops/<name>.py``, add a line here; the contract tests find it by themselves."""
 
 from surgeon.ops import spd as spd

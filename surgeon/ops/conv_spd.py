@@ -102,7 +102,7 @@ def _space_to_depth(block: Pair, _module: nn.Module) -> nn.Module:
 
 
 def _feature_info(widening: Widening, recorded: Trace) -> Sequence[Edit]:
-    """timm's feature_info tells the channels of each stage; those that grew are told anew."""
+    """Timm's feature_info tells the channels of each stage; those that grew are told anew."""
     info = getattr(recorded.model, "feature_info", None)
     entries = getattr(info, "info", info)
     grown = {str(n.target): len(g.source) for n, g in widening.grown.items() if n.op == "call_module"}

@@ -29,9 +29,35 @@ SPATIAL = (
 )
 PER_CHANNEL_ACTIVATIONS = (nn.PReLU, nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)
 THROUGH = frozenset(
-    "relu relu6 silu gelu mish sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu softplus clamp dropout "
-    "dropout2d max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate "
-    "contiguous clone float to".split()
+    [
+        "relu",
+        "relu6",
+        "silu",
+        "gelu",
+        "mish",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "softplus",
+        "clamp",
+        "dropout",
+        "dropout2d",
+        "max_pool2d",
+        "max_pool2d_with_indices",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "interpolate",
+        "contiguous",
+        "clone",
+        "float",
+        "to",
+    ]
 )
 
 
@@ -88,7 +114,8 @@ class Widening:
 
     def edits(self) -> list[Edit]:
         """One swap per widened module."""
-        return [*(Swap(path, make) for path, make in self.readers.items()), *self.extra]
+        swaps: list[Edit] = [Swap(path, make) for path, make in self.readers.items()]
+        return swaps + self.extra
 
     def _meet(self, node: fx.Node) -> str | None:
         """Widen ``node``, pass the growth on, or say why neither can be."""
@@ -98,7 +125,8 @@ class Widening:
             return self._meet_module(node)
         name = node.meta["name"]
         if name == "cat" and self._axis(node) in (1, -3):
-            return self._concatenate(node)
+            self._concatenate(node)
+            return None
         value = node.meta["val"]
         global_mean = name == "mean" and isinstance(value, Tensor) and value.shape[:2] == self._input(node).shape[:2]
         flat = name in ("flatten", "squeeze") and self._input(node).shape[2:] == (1, 1)

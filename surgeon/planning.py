@@ -1,0 +1,176 @@
+"""Work a recipe out on a skeleton: what each op decides, the edits in order, and what they cost.
+
+Kept apart from :mod:`surgeon.rewriting`, which performs the edits on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.change import Change, Record, Status
+from surgeon.edit import Edit, SetAttribute, perform
+from surgeon.errors import NoSiteError, RefusedError, TraceError
+from surgeon.host import InputSize, input_sizes
+from surgeon.ledger import Ledger
+from surgeon.locating import sites_of
+from surgeon.op import AbstractOp, Decision, Refused, Rewrite, Unchanged
+from surgeon.recipe import Recipe, Step
+from surgeon.select import Select
+from surgeon.site import Pair, Site
+from surgeon.skeleton import FAKE_MODE
+from surgeon.tracing import Trace, record_forward, trace
+
+
+@dataclass
+class Planned:
+    """A recipe worked out on a skeleton: the edits in order, the record they will leave, the sites they rewrite."""
+
+    edits: list[Edit]
+    record: Record
+    sites: dict[str, list[Site]]
+    input_size: tuple[int, int, int]
+
+
+def plan_recipe(model: nn.Module, recipe: Recipe, input_size: InputSize = None) -> Planned:
+    """Work a recipe out on a skeleton of ``model``."""
+    recorded = record_forward(model, input_sizes(model, input_size))
+    ledger = Ledger.of(model)
+    sites = {name: list(found) for name, found in ledger.sites.items()} if ledger else {}
+    planned = Planned([], Record(), sites, recorded.input_size)
+    earlier = {name: len(sites) for name, sites in planned.sites.items()}
+    for step in recipe.steps:
+        before = recorded
+        changes, recorded = _plan_step(step, recorded, planned)
+        done = tuple(change.path for change in changes if change.status == "rewritten")
+        resolved = (Step(step.op, Select(path=done)).to_dict(),) if done else ()
+        planned.record = planned.record.then(_costs(model, before, recorded, tuple(changes), resolved))
+    planned.sites = {name: sites[earlier.get(name, 0) :] for name, sites in planned.sites.items()}
+    return planned
+
+
+def _costs(model: nn.Module, before: Trace, after: Trace, changes: tuple[Change, ...], resolved: Any) -> Record:
+    return Record(
+        changes=changes,
+        model=type(model).__name__,
+        input_size=before.input_size,
+        params=(before.params, after.params),
+        macs=(before.macs(), after.macs()),
+        activations=(before.activation_bytes(), after.activation_bytes()),
+        recipe=resolved,
+        notes=after.notes,
+    )
+
+
+def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Change], Trace]:
+    """Decide every selected site, perform the edits on the skeleton, and trace it anew."""
+    op = step.op
+    sites = sites_of(recorded)
+    operated = planned.sites.get(op.name, [])
+    selected = step.select(sites, recorded.model, [s for s in sites if op.takes(s)])
+    again = step.select(sites, recorded.model, [s for s in operated if op.takes(s)])
+    changes = [_change(op, site, Unchanged(f"already operated by {op.name}")) for site in again]
+    done: list[Site] = []
+    for batch in [[site] for site in selected] if op.one_at_a_time else [selected]:
+        present = {s.path: s for s in sites_of(recorded)} if op.one_at_a_time and done else {s.path: s for s in sites}
+        decided = [_decide(op, present[site.path], recorded) for site in batch]
+        fresh, recorded = _perform(op, decided, recorded, planned)
+        changes += fresh
+        done += [present[c.path] for c in fresh if c.status == "rewritten"]
+    _insist(step, changes, sites, recorded)
+    planned.sites.setdefault(op.name, []).extend(done)
+    order = {site.path: i for i, site in enumerate([*operated, *sites])}
+    return sorted(changes, key=lambda c: order[c.path]), recorded
+
+
+def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Decision]:
+    try:
+        with recorded.model.__dict__[FAKE_MODE]:
+            return site, op.decide(site, recorded)
+    except RefusedError as error:
+        return site, Refused(str(error))
+
+
+def _perform(
+    op: AbstractOp, decided: list[tuple[Site, Decision]], before: Trace, planned: Planned
+) -> tuple[list[Change], Trace]:
+    """Perform the edits of the sites decided on the skeleton; the changes, with costs, and the new trace."""
+    changes = [_change(op, site, what) for site, what in decided if not isinstance(what, Rewrite)]
+    rewritten = [(site, what) for site, what in decided if isinstance(what, Rewrite)]
+    if not rewritten:
+        return changes, before
+    model = before.model
+    costs = {site.path: _cost(site, what.edits, before) for site, what in rewritten}
+    ordered = sorted(rewritten, key=lambda pair: _call_index(pair[0]), reverse=True)  # later calls first: indices hold
+    for site, what in ordered:
+        try:
+            with model.__dict__[FAKE_MODE]:
+                perform(model, what.edits)
+        except RefusedError as error:
+            raise RefusedError(f"op '{op.name}' refuses '{site.path}': {error}; exclude this path") from error
+        planned.edits.extend(what.edits)
+    after = _retrace(op, before)
+    for site, what in rewritten:
+        ends = _cost(site, what.edits, after)
+        params, macs = zip(costs[site.path], ends, strict=True)
+        changes.append(_change(op, site, what, params, macs))
+    return changes, after
+
+
+def _change(op: AbstractOp, site: Site, what: Decision, params: Pair = (0, 0), macs: Pair = (0, 0)) -> Change:
+    status: Status = "rewritten"
+    if not isinstance(what, Rewrite):
+        status = "refused" if isinstance(what, Refused) else "unchanged"
+    return Change(path=site.path, op=op.name, status=status, reason=what.reason, params=params, macs=macs)
+
+
+def _retrace(op: AbstractOp, before: Trace) -> Trace:
+    """The operated skeleton must run and answer in the shapes it had."""
+    try:
+        after = trace(before.model, before.input_size)
+    except TraceError as error:
+        raise RefusedError(f"op '{op.name}' leaves a model that does not run: {error}; narrow the selection") from error
+    old, new = (shapes_of(t.outputs) for t in (before, after))
+    if old != new:
+        raise RefusedError(f"op '{op.name}' would change the output from {old} to {new}; narrow the selection")
+    return after
+
+
+def shapes_of(outputs: Any) -> Any:
+    """The shapes of a model's outputs, nested as they are."""
+    if isinstance(outputs, torch.Tensor):
+        return tuple(outputs.shape)
+    if isinstance(outputs, dict):
+        return {key: shapes_of(value) for key, value in outputs.items()}
+    return [shapes_of(value) for value in outputs] if isinstance(outputs, (tuple, list)) else None
+
+
+def _call_index(site: Site) -> int:
+    return -1 if site.via == "module" else int(site.path.rsplit(":", 1)[1])
+
+
+def _cost(site: Site, edits: Sequence[Edit], recorded: Trace) -> tuple[int, int]:
+    """Parameters and MACs of the modules the edits touch (a functional site: of its owner)."""
+    paths = {edit.path for edit in edits if not isinstance(edit, SetAttribute)} | {site.owner}
+    outer = {p for p in paths if not any(p != q and p.startswith(f"{q}." if q else "") for q in paths)}
+    held = {id(t): t.numel() for p in outer for t in recorded.model.get_submodule(p).parameters()}
+    return sum(held.values()), sum(recorded.macs(path) for path in outer)
+
+
+def _insist(step: Step, changes: list[Change], sites: Sequence[Site], recorded: Trace) -> None:
+    """A step that neither rewrites nor finds anything unchanged is an error."""
+    op, model = step.op, type(recorded.model).__name__
+    wanted = " or ".join(sorted(op.kinds))
+    if not changes:
+        there = sum(op.takes(site) for site in sites)
+        raise NoSiteError(
+            f"op '{op.name}' found no {wanted} in {model} with {step.select.to_dict() or 'no selection'}, "
+            f"which has {there} in all; list them with surgeon.locate(model)"
+        )
+    if all(change.status == "refused" for change in changes):
+        reasons = "\n".join(f"  '{c.path}' {c.reason}" for c in changes)
+        raise RefusedError(f"op '{op.name}' refuses all {len(changes)} sites selected in {model}:\n{reasons}")
