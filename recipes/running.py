@@ -1,0 +1,201 @@
+"""`run`: all of a recipe, from the model to a folder with weights, metrics, record, summary and figure.
+
+Just the order of the steps; each step is a function of a lower floor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from torch import nn
+
+import surgeon
+from recipes import figure, summary
+from recipes.build import build, operate
+from recipes.data import Data, batch, open_source
+from recipes.evaluating import Score, evaluate
+from recipes.finetuning import WRITES as TRAINING_WRITES
+from recipes.finetuning import Finetuned, finetune
+from recipes.folders import claim, write_json, write_text
+from recipes.loading import load
+from recipes.processes import Processes, processes
+from recipes.schema import RecipeFile, TrainSection
+
+WRITES = (*TRAINING_WRITES, "record.json", "record.txt", "verification.txt", "weights", "weights_ema", "pretrain")
+REPORTS = ("summary.json", "summary.txt", "curves.png")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run` gives back; everything lies in its folder too.
+
+    Attributes:
+        folder: ``recipe.yaml``, ``summary.txt``, ``curves.png``; per variant ``record.json``, ``metrics.jsonl`` and
+            ``weights/`` for `surgeon.load`. A recipe that compares keeps each variant in a folder of its name.
+        rows: One dict per variant: parameters, MACs, accuracies (0 to 1) with Wilson's 95% interval.
+        verdicts: In words, whether the variants can be told apart.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    verdicts: list[str]
+    outcomes: list[summary.Outcome]
+
+    def __str__(self) -> str:
+        return "\n".join([summary.as_table(self.outcomes), *self.verdicts])
+
+
+@dataclass
+class _Run:
+    """One run under way."""
+
+    recipe: RecipeFile
+    folder: Path
+    resume: bool
+    who: Processes
+    console: Console
+
+    @property
+    def settings(self) -> TrainSection:
+        return self.recipe.train or self.recipe.pretrain or TrainSection()
+
+    def say(self, text: str) -> None:
+        if self.who.main:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def start(self) -> tuple[nn.Module, Data | None]:
+        """Open the data and build the model, trained before the surgery where the recipe says so."""
+        recipe, settings, seed = self.recipe, self.settings, self.settings.seed
+        source = open_source(recipe.data, seed) if recipe.data is not None else None
+        classes, channels = (source.num_classes, source.in_chans) if source else (None, None)
+        model = build(recipe, seed, classes, channels).to(self.who.device)
+        if source is None:
+            return model, None
+        channels = recipe.model.in_chans or channels
+        common: dict[str, Any] = {"in_chans": channels, "who": self.who}
+        if recipe.pretrain is not None:
+            first = recipe.model_copy(
+                update={"name": f"{recipe.name}.pretrain", "train": recipe.pretrain, "surgery": [], "compare": {}}
+                | {"pretrain": None}
+            )
+            size, workers = recipe.pretrain.batch_size, recipe.pretrain.workers
+            data = batch(source, model, batch_size=size, seed=recipe.pretrain.seed, workers=workers, **common)
+            self.train(model, first, data, self.folder / "pretrain")
+        size, workers = settings.batch_size, settings.workers
+        return model, batch(source, model, batch_size=size, seed=seed, workers=workers, **common)
+
+    def train(self, model: nn.Module, recipe: RecipeFile, data: Data, place: Path) -> Finetuned:
+        return finetune(model, recipe, folder=place, data=data, resume=self.resume, console=self.console)
+
+    def variant(
+        self, name: str, recipe: RecipeFile, base: nn.Module, data: Data | None, place: Path
+    ) -> summary.Outcome:
+        """Operate on a copy of the model, fine-tune it, and keep everything."""
+        model = copy.deepcopy(base)
+        size = data.input_size if data is not None else None
+        operate(model, recipe, self.settings.seed, size)
+        self.keep_record(name, base, model, data, place)
+        before = self.score(model, data)
+        trained: Finetuned | None = None
+        if recipe.train is not None and data is not None:
+            trained = self.train(model, recipe, data, place)
+        if self.who.main:
+            surgeon.save(model, place / "weights")
+            if trained is not None and trained.ema is not None:
+                surgeon.save(trained.ema, place / "weights_ema")
+        after = self.score(model, data) if trained else before
+        ops = ", ".join(dict.fromkeys(change.op for change in surgeon.record(model).changes)) or "none"
+        params = sum(parameter.numel() for parameter in model.parameters())
+        macs = summary.macs_of(model, size or surgeon.record(model).input_size or _input_size(model))
+        return summary.Outcome(name, ops, params, macs, before, after, trained.rows if trained else [])
+
+    def keep_record(self, name: str, base: nn.Module, model: nn.Module, data: Data | None, place: Path) -> None:
+        """Write the table of changes, and how the operated model answers on real images."""
+        record = surgeon.record(model)
+        if not self.who.main:
+            return
+        write_text(place / "record.json", record.to_json() + "\n")
+        write_text(place / "record.txt", f"{record}\n")
+        if not record.changes:
+            return
+        self.say(f"\n{name}: the table of changes\n{record}")
+        if data is not None:
+            images = [next(iter(data.val))]
+            verification = str(surgeon.verify(base, model, images))
+            write_text(place / "verification.txt", verification + "\n")
+            self.say(
+                f"\n{name}: before and after the surgery, on {len(images[0][0])} validation images\n{verification}\n"
+            )
+
+    def score(self, model: nn.Module, data: Data | None) -> Score | None:
+        return None if data is None else evaluate(model.to(self.who.device), data.val, self.who)
+
+    def finish(self, outcomes: list[summary.Outcome]) -> Run:
+        """Write summary and figure, and say the result."""
+        versions = {"torch": torch.__version__, "timm": timm.__version__, "surgeon": surgeon.__version__}
+        run = Run(self.folder, [one.row() for one in outcomes], summary.verdicts(outcomes), outcomes)
+        if self.who.main:
+            notes = {"recipe": self.recipe.name, "versions": versions, "device": str(self.who.device)}
+            write_json(self.folder / "summary.json", summary.as_json(outcomes, notes))
+            write_text(self.folder / "summary.txt", f"{run}\n")
+            scores = {one.name: one.after for one in outcomes if one.rows and one.after is not None}
+            if scores:
+                drawn = figure.curves(self.recipe.name, {o.name: o.rows for o in outcomes if o.name in scores}, scores)
+                figure.save(drawn, self.folder / "curves.png")
+        self.say(f"\n{run}\nEverything is in {self.folder}")
+        return run
+
+
+def _input_size(model: nn.Module) -> tuple[int, ...]:
+    return tuple(timm.data.resolve_model_data_config(model)["input_size"])
+
+
+def run(
+    recipe: RecipeFile | Mapping[str, Any] | str | Path,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = True,
+    console: Console | None = None,
+) -> Run:
+    """Do all of a recipe: model, surgery, fine-tuning, summary; called again, it continues where it was stopped.
+
+    Args:
+        recipe: A recipe, its path, its name or its content.
+        folder: Of the results; ``runs/NAME`` where none is given.
+        resume: Continue what the folder holds; else start over there.
+        console: Where progress and results are shown.
+
+    Raises:
+        SurgeonError: When the recipe is not valid, data are missing, the surgery is refused, or the folder belongs to
+            another recipe.
+
+    Example:
+        >>> import tempfile
+        >>> recipe = {"name": "short", "model": {"timm": "digits_convnet"}, "data": {"dataset": "digits", "size": 8},
+        ...           "surgery": ["spd"], "train": {"epochs": 1, "device": "cpu"}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = run(recipe, folder, console=Console(quiet=True))
+        >>> result.rows[0]["surgery"], result.rows[0]["images"]
+        ('spd', 450)
+    """
+    recipe = load(recipe)
+    place = Path(folder) if folder is not None else Path("runs") / recipe.name
+    variants = recipe.variants()
+    with processes((recipe.train or recipe.pretrain or TrainSection()).device) as who:
+        if who.main:
+            claim(place, recipe, (*WRITES, *REPORTS, *(variants if recipe.compare else ())), resume)
+        who.wait()
+        this = _Run(recipe, place, True, who, console or Console())
+        base, data = this.start()
+        outcomes = [
+            this.variant(name, variant, base, data, place / name if recipe.compare else place)
+            for name, variant in variants.items()
+        ]
+        return this.finish(outcomes)
