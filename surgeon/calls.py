@@ -69,8 +69,7 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
         attribute: Answers the tensor of a ``get_attr`` node, from the model to be operated; None where it has none.
 
     Slicing with steps is a max pool with a kernel of one (with ``start`` and ``channels_last`` as attributes). A conv
-    whose kernel is computed in the forward comes back as
-    a conv without weight (``weight`` is None).
+    whose kernel is computed in the forward comes back without weight (``weight`` is None).
     """
     name = node.meta["name"]
     if name == "getitem":

@@ -106,6 +106,8 @@ class SPD(AbstractOp):
         if site.kind == "strided_pool":
             reason = _why_not_pool(layer)
             return Refused(reason) if reason else exchange(site, recorded, self._pool, _into(layer))
+        if getattr(layer, "weight", None) is None:
+            return Refused("computes its kernel from the image, so there is no weight to place")
         if SPDConv2d.is_patchify(layer):
             return Unchanged("kernel = stride without padding is space-to-depth + 1x1 conv already")
         if reason := SPDConv2d.why_not(layer):
