@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-from torch import nn
+from torch import fx, nn
 
 from surgeon.change import Change, Record
-from surgeon.edit import Swap, perform
+from surgeon.edit import Append, Reclass, Swap, perform, twin
 from surgeon.host import Size, input_sizes, unwrap
 from surgeon.ledger import Ledger
+from surgeon.locating import pair
+from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
+from surgeon.site import Pair
 from surgeon.skeleton import LEDGER
-from surgeon.tracing import record_forward
+from surgeon.tracing import Trace, record_forward
+
+POINTWISE_CALLS = frozenset(
+    ("relu", "relu6", "silu", "gelu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid", "leaky_relu", "elu")
+)
 
 
 def lower(model: nn.Module) -> nn.Module:
@@ -34,29 +41,34 @@ def lower(model: nn.Module) -> nn.Module:
         8
     """
     module = unwrap(model)
-    twin = copy.deepcopy(module)
-    ledger = Ledger.of(twin)
-    twin.__dict__.pop(LEDGER, None)
-    size: Size = ledger.input_size if ledger else input_sizes(twin)[0]
+    lowered = copy.deepcopy(module)
+    ledger = Ledger.of(lowered)
+    lowered.__dict__.pop(LEDGER, None)
+    size: Size = ledger.input_size if ledger else input_sizes(lowered)[0]
     before = record_forward(module, [size])
-    changes = [_lower_layer(twin, path, layer) for path, layer in lowerable(twin)]
-    after = record_forward(twin, [size])
+    changes = [_fold_readers(lowered, path, before) for path in rearranged(lowered)]
+    changes += [_lower_layer(lowered, path, layer) for path, layer in lowerable(lowered)]
+    after = record_forward(lowered, [size])
     changes = [_with_macs(change, before.macs(change.path), after.macs(change.path)) for change in changes]
     record = Record(
         changes=tuple(changes),
-        model=type(twin).__name__,
+        model=type(lowered).__name__,
         input_size=size,
         params=(before.params, after.params),
         macs=(before.macs(), after.macs()),
         activations=(before.activation_bytes(), after.activation_bytes()),
     )
-    Ledger(record, size, {}, None, {}).hang_on(twin)
-    return twin
+    Ledger(record, size, {}, None, {}).hang_on(lowered)
+    return lowered
 
 
 def lowerable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Path and module of every layer that knows how to fold itself, or says that it cannot."""
-    own = [(path, m) for path, m in model.named_modules() if type(m).__module__.startswith("surgeon.ops.")]
+    own = [
+        (path, m)
+        for path, m in model.named_modules()
+        if type(m).__module__.startswith("surgeon.ops.") and not isinstance(m, SpaceToDepth)
+    ]
     return [(path, m) for path, m in own if not any(path.startswith(f"{other}.") for other, _ in own)]
 
 
@@ -71,6 +83,71 @@ def _lower_layer(model: nn.Module, path: str, layer: nn.Module) -> Change:
     after = sum(p.numel() for p in folded.parameters())
     reason = f"{type(layer).__name__} -> {_names(folded)}"
     return Change(path=path, op="lower", status="rewritten", reason=reason, params=(count, after))
+
+
+def rearranged(model: nn.Module) -> list[str]:
+    """Paths of the modules behind which "conv-spd" put space-to-depth."""
+    return [path for path, m in model.named_modules() if isinstance(getattr(m, Append.name, None), SpaceToDepth)]
+
+
+def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
+    """Space-to-depth read by stride-1 convs only: each becomes a strided conv on the features before it."""
+    module = model.get_submodule(path)
+    block: Pair = module.get_submodule(Append.name).block  # type: ignore[assignment]
+    targets = (f"{path}.{Append.name}", path)  # a norm is one node with what is appended to it
+    node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target in targets)
+    readers = _readers(node, model)
+    odd = [str(r.target) for r in readers if not _foldable(r, model, recorded)]
+    if odd or not readers:
+        reason = f"space-to-depth is read by '{odd[0] if odd else 'the output'}', which is no plain conv"
+        return Change(path=path, op="lower", status="refused", reason=reason)
+    targets = [str(reader.target) for reader in readers]
+    Reclass(path, type(module).__bases__[0], (Append.name,)).revert(model)
+    perform(model, [Swap(target, partial(strided, block)) for target in targets])
+    count = sum(p.numel() for target in targets for p in model.get_submodule(target).parameters())
+    reason = f"space-to-depth and {', '.join(targets)} -> ZeroPad2d + Conv2d"
+    return Change(path=path, op="lower", status="rewritten", reason=reason, params=(count, count))
+
+
+def _readers(node: fx.Node, model: nn.Module) -> list[fx.Node]:
+    """What reads ``node``, seen through activations and identities."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        through = user.meta.get("name") in POINTWISE_CALLS
+        if user.op == "call_module":
+            through = isinstance(model.get_submodule(str(user.target)), (nn.Identity, *POINTWISE))
+        found += _readers(user, model) if through else [user]
+    return found
+
+
+def _foldable(node: fx.Node, model: nn.Module, recorded: Trace) -> bool:
+    if node.op != "call_module" or sum(n.target == node.target for n in recorded.graph.nodes) > 1:
+        return False
+    conv = model.get_submodule(str(node.target))
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and conv.dilation == (1, 1)
+
+
+def strided(block: Pair, conv: nn.Conv2d) -> nn.Module:
+    """A conv over blocks as a strided conv over pixels: equal at every size, odd ones included.
+
+    Example:
+        >>> import torch
+        >>> from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
+        >>> conv, x = nn.Conv2d(12, 4, 3, padding=1), torch.rand(1, 3, 7, 8)
+        >>> bool(torch.allclose(strided((2, 2), conv)(x), conv(SpaceToDepth((2, 2))(x)), atol=1e-6))
+        True
+    """
+    (bh, bw), (kh, kw), (ph, pw) = block, conv.kernel_size, pair(conv.padding)
+    o, c = conv.out_channels, conv.weight.shape[1] // (bh * bw)
+    weight = conv.weight.detach().view(o, c, bh, bw, kh, kw).permute(0, 1, 4, 2, 5, 3)  # (o, c, kh, bh, kw, bw)
+    new = twin(conv)
+    new.weight = nn.Parameter(weight.reshape(o, c, kh * bh, kw * bw), conv.weight.requires_grad)
+    new.in_channels, new.kernel_size = c * conv.groups, (kh * bh, kw * bw)  # type: ignore[assignment]
+    new.stride = (conv.stride[0] * bh, conv.stride[1] * bw)  # type: ignore[assignment]
+    new.padding = (0, 0)  # type: ignore[assignment]
+    pads = (pw * bw, pw * bw + bw - 1, ph * bh, ph * bh + bh - 1)
+    return nn.Sequential(nn.ZeroPad2d(pads), new)
 
 
 def _keep(folded: nn.Module, _old: nn.Module) -> nn.Module:
