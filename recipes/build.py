@@ -1,6 +1,6 @@
 """From a recipe's ``model:`` to a network, and from its ``surgery:`` to an operated one.
 
-Separate from running because the command line builds models too, without any recipe.
+Separate from running because these two steps have errors of their own: names, arguments, refusals.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 import surgeon
@@ -74,28 +73,3 @@ def operate(model: nn.Module, recipe: RecipeFile, seed: int = 0, input_size: Any
     with seeded(derive(seed, 1)):
         steps = {"name": recipe.name, "surgery": recipe.surgery, "keep_originals": recipe.keep_originals}
         return surgeon.apply(model, steps, input_size)
-
-
-def open_model(name: str, pretrained: bool = False, weights: bool = True) -> nn.Module:
-    """Return the model a user names on the command line: a folder saved by `surgeon.save`, or a timm name.
-
-    Args:
-        name: Folder or timm name.
-        pretrained: Load timm's weights.
-        weights: False builds a timm model on the meta device, enough for locating and planning.
-
-    Raises:
-        RecipeError: When it is neither.
-        LoadError: When the folder is damaged.
-
-    Example:
-        >>> open_model("resnet18", weights=False).num_classes
-        1000
-    """
-    if Path(name).is_dir():
-        return surgeon.load(Path(name))  # type: ignore[no-any-return]
-    if "/" in name and not name.startswith(("hf-hub:", "hf_hub:")):
-        raise RecipeError(f"no folder '{name}' in {Path.cwd()}; name a folder saved by surgeon.save, or a timm model")
-    check_name(name)
-    with torch.device("cpu" if weights else "meta"):
-        return surgeon.create_model(name, pretrained=pretrained)  # type: ignore[no-any-return]

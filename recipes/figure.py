@@ -50,7 +50,8 @@ def curves(title: str, rows: Mapping[str, Sequence[Row]], scores: Mapping[str, S
     _label(accuracy, "validation accuracy", "bars: 95% interval of the final weights")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     _label(loss, "training loss", "")
-    if any(row.get("train_loss", 0) > 0 for lines in rows.values() for row in lines):
+    losses = [row["train_loss"] for lines in rows.values() for row in lines if row.get("train_loss", 0) > 0]
+    if losses and max(losses) > 10 * min(losses):
         loss.set_yscale("log")
     figure.suptitle(title, fontsize=11)
     return figure

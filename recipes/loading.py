@@ -174,3 +174,19 @@ def load(path_or_name: str | Path | Mapping[str, Any] | RecipeFile) -> RecipeFil
         return parse(path_or_name)
     path = find(path_or_name)
     return parse(_read(path), str(path_or_name))
+
+
+def with_device(recipe: RecipeFile, device: str) -> RecipeFile:
+    """Return a recipe for another device.
+
+    Raises:
+        RecipeError: When it is no device.
+
+    Example:
+        >>> with_device(load("digits_spd"), "cpu").train.device
+        'cpu'
+    """
+    content = recipe.model_dump()
+    for section in (content[key] for key in ("pretrain", "train") if content[key]):
+        section["device"] = device
+    return parse(content, "--device")

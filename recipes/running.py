@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from recipes.processes import Processes, processes
 from recipes.schema import RecipeFile, TrainSection
 
 WRITES = (*TRAINING_WRITES, "record.json", "record.txt", "verification.txt", "weights", "weights_ema", "pretrain")
+VERIFIED = 512  # validation images an operated model is verified on, about
 REPORTS = ("summary.json", "summary.txt", "curves.png")
 
 
@@ -58,7 +60,6 @@ class _Run:
 
     recipe: RecipeFile
     folder: Path
-    resume: bool
     who: Processes
     console: Console
 
@@ -88,11 +89,13 @@ class _Run:
             size, workers = recipe.pretrain.batch_size, recipe.pretrain.workers
             data = batch(source, model, batch_size=size, seed=recipe.pretrain.seed, workers=workers, **common)
             self.train(model, first, data, self.folder / "pretrain")
+            if self.who.main:
+                surgeon.save(model, self.folder / "pretrain" / "weights")
         size, workers = settings.batch_size, settings.workers
         return model, batch(source, model, batch_size=size, seed=seed, workers=workers, **common)
 
     def train(self, model: nn.Module, recipe: RecipeFile, data: Data, place: Path) -> Finetuned:
-        return finetune(model, recipe, folder=place, data=data, resume=self.resume, console=self.console)
+        return finetune(model, recipe, folder=place, data=data, console=self.console)
 
     def variant(
         self, name: str, recipe: RecipeFile, base: nn.Module, data: Data | None, place: Path
@@ -127,12 +130,10 @@ class _Run:
             return
         self.say(f"\n{name}: the table of changes\n{record}")
         if data is not None:
-            images = [next(iter(data.val))]
-            verification = str(surgeon.verify(base, model, images))
+            some = islice(data.val, -(-VERIFIED // self.settings.batch_size))
+            verification = str(surgeon.verify(base, model, some))
             write_text(place / "verification.txt", verification + "\n")
-            self.say(
-                f"\n{name}: before and after the surgery, on {len(images[0][0])} validation images\n{verification}\n"
-            )
+            self.say(f"\n{name}: before and after the surgery, on validation images\n{verification}\n")
 
     def score(self, model: nn.Module, data: Data | None) -> Score | None:
         return None if data is None else evaluate(model.to(self.who.device), data.val, self.who)
@@ -192,7 +193,7 @@ def run(
         if who.main:
             claim(place, recipe, (*WRITES, *REPORTS, *(variants if recipe.compare else ())), resume)
         who.wait()
-        this = _Run(recipe, place, True, who, console or Console())
+        this = _Run(recipe, place, who, console or Console())
         base, data = this.start()
         outcomes = [
             this.variant(name, variant, base, data, place / name if recipe.compare else place)

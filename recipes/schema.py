@@ -255,6 +255,8 @@ class RecipeFile(Section):
     def _complete(self) -> Self:
         if self.data is None and (self.train or self.pretrain):
             raise ValueError("data is required where there is train or pretrain")
+        if "pretrain" in self.compare:
+            raise ValueError("compare.pretrain: this name is taken by the folder of the pretrain section; use another")
         if self.train is None and any(variant.train for variant in self.compare.values()):
             raise ValueError("compare overrides train, but there is no train section to start from")
         return self
@@ -271,6 +273,31 @@ class RecipeFile(Section):
         if not self.compare:
             return {self.name: self}
         return {name: self._variant(name, entry) for name, entry in self.compare.items()}
+
+    def quick(self) -> RecipeFile:
+        """Return this recipe cut down to a trial: at most 3 epochs before the surgery and 2 after, 2,048 images.
+
+        Example:
+            >>> import recipes
+            >>> recipes.load("digits_spd").quick().train.epochs
+            2
+        """
+
+        def cut(settings: dict[str, Any], epochs: int) -> dict[str, Any]:
+            few = min(settings.get("epochs", epochs), epochs)
+            kept = [epoch for epoch in settings.get("keep_epochs", ()) if epoch <= few]
+            return {**settings, "epochs": few, "warmup_epochs": 0, "keep_epochs": kept}
+
+        content = self.model_dump()
+        for key, epochs in (("pretrain", 3), ("train", 2)):
+            if content[key]:
+                content[key] = cut(content[key], epochs)
+        for entry in content["compare"].values():
+            entry["train"] = cut(entry["train"], 2) if entry["train"] else {}
+        if content["data"]:
+            limits = {"max_train": 2048, "max_val": 512}
+            content["data"] |= {key: min(content["data"][key] or limit, limit) for key, limit in limits.items()}
+        return RecipeFile.model_validate(content)
 
     def _variant(self, name: str, entry: VariantSection) -> RecipeFile:
         surgery = self.surgery if entry.surgery is None else entry.surgery

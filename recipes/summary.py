@@ -90,10 +90,10 @@ def _verdict(first: Outcome, second: Outcome) -> str:
     if first.after is None or second.after is None:
         return ""
     p_value, only_first, only_second = compared(first.after, second.after)
-    counts = (
-        f"of {first.after.images} images only {first.name} has {only_first} right and only {second.name} {only_second}; "
-        f"McNemar's exact test p = {p_value:.2g}; one training run each"
-    )
+    each = f"{first.name} alone has {only_first} right, {second.name} alone {only_second}"
+    if only_first + only_second == 0:
+        each = "both have the same ones right"
+    counts = f"of {first.after.images} images {each} (McNemar's exact test p = {p_value:.2g}; one training run each)"
     if p_value >= TOLD_APART:
         return f"{first.name} and {second.name} cannot be told apart at this budget: {counts}."
     better = first.name if only_first > only_second else second.name

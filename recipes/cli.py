@@ -1,0 +1,274 @@
+"""The command line ``surgeon``: one function per command, thin over the library.
+
+Heavy packages are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+app = typer.Typer(
+    name="surgeon",
+    help="Operate on a vision network you already have, exactly: locate, plan, apply, verify, fine-tune.",
+    epilog="Begin with: surgeon demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A timm model name, or a folder saved by surgeon.save.")]
+Surgery = Annotated[str, typer.Argument(help="An op (surgeon ops), a recipe file, or a shipped recipe.")]
+Size = Annotated[str | None, typer.Option(help="Image size: 224, 224,224 or 3,224,224. Default: the model's own.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Pretrained = Annotated[bool, typer.Option(help="Load timm's pretrained weights (downloads them if needed).")]
+File = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (surgeon recipes).")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/NAME.")]
+Resume = Annotated[bool, typer.Option(help="Continue what the folder holds, or start over.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0. Default: the recipe's.")]
+Quick = Annotated[bool, typer.Option(help="A trial: a few epochs, few images.")]
+
+
+Command = Callable[..., None]
+
+
+def command(name: str | None = None, *, examples: str) -> Callable[[Command], Command]:
+    """Register a command whose intended errors become one message and exit code 2, and Ctrl-C exit code 130."""
+
+    def register(function: Command) -> Command:
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                typer.echo("surgeon: stopped", err=True)
+                raise SystemExit(130) from None
+            except Exception as error:
+                if isinstance(error, BrokenPipeError) or not _intended(error):
+                    raise
+                typer.echo(f"surgeon: {error}", err=True)
+                raise SystemExit(2) from None
+
+        app.command(name, epilog=f"Examples: {examples}")(guarded)
+        return function
+
+    return register
+
+
+def _intended(error: Exception) -> bool:
+    from surgeon.errors import SurgeonError
+
+    return isinstance(error, (SurgeonError, OSError))
+
+
+def _size(text: str | None) -> Any:
+    from surgeon.errors import SurgeonError
+
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        numbers = ()
+    if not 1 <= len(numbers) <= 3 or min(numbers) < 1:
+        raise SurgeonError(f"--input-size {text}: not a size; write 224, 224,224 (H,W) or 3,224,224 (C,H,W)")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _print(result: Any, as_json: bool = False) -> None:
+    typer.echo(result.to_json() if as_json else str(result))
+
+
+def _open(name: str, pretrained: bool = False, weights: bool = True) -> nn.Module:
+    from recipes.opening import open_model
+
+    return open_model(name, pretrained, weights)
+
+
+@command(examples="surgeon demo | surgeon demo --quick --out /tmp/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("surgeon-demo"), quick: Quick = False
+) -> None:
+    """Show the whole idea on real digits: train, operate, compare.
+
+    Takes about a minute and writes a folder with weights, metrics, the table of changes and a figure.
+    """
+    from recipes.demo import demonstrate
+
+    demonstrate(out, quick=quick)
+
+
+@command(examples="surgeon locate resnet50 | surgeon locate vit_base_patch16_224 --input-size 3,224,224 --json")
+def locate(model: Model, input_size: Size = None, as_json: Json = False) -> None:
+    """List the sites of a model.
+
+    Strided convs and pools, spatial convs, residual blocks, skip edges: whatever an op can apply to.
+    """
+    import surgeon
+
+    _print(surgeon.locate(_open(model, weights=False), _size(input_size)), as_json)
+
+
+@command(examples="surgeon plan resnet50 spd | surgeon plan resnet50 my_recipe.yaml --json")
+def plan(model: Model, recipe: Surgery, input_size: Size = None, as_json: Json = False) -> None:
+    """Show what a recipe would change, and its costs.
+
+    Nothing is changed, and no weights are needed.
+    """
+    import surgeon
+
+    _print(surgeon.plan(_open(model, weights=False), recipe, _size(input_size)), as_json)
+
+
+@command(examples="surgeon apply resnet50 spd --pretrained --out resnet50-spd")
+def apply(
+    model: Model,
+    recipe: Surgery,
+    out: Annotated[Path, typer.Option(help="Folder for the operated model; surgeon.load reads it.")],
+    pretrained: Pretrained = False,
+    input_size: Size = None,
+) -> None:
+    """Operate on a model and save it."""
+    import surgeon
+
+    operated = surgeon.apply(_open(model, pretrained), recipe, _size(input_size))
+    surgeon.save(operated, out)
+    _print(surgeon.record(operated))
+    typer.echo(f"saved in {out}; load it with surgeon.load('{out}')")
+
+
+@command(examples="surgeon verify before after --data digits | surgeon verify a b --data folder:images")
+def verify(
+    before: Model,
+    after: Model,
+    data: Annotated[str, typer.Option(help="A data set (digits, folder:PATH), or a recipe whose data section counts.")],
+    images: Annotated[int, typer.Option(min=1, help="How many validation images.")] = 256,
+    root: Annotated[str | None, typer.Option(help="Folder of the data set, where it needs one.")] = None,
+) -> None:
+    """Compare two models on real images.
+
+    Site by site and at the output: the same function, or where not and by how much.
+    """
+    from itertools import islice
+
+    import surgeon
+    from recipes.opening import validation_images
+
+    models = [_open(name) for name in (before, after)]
+    batches = validation_images(data, models[0], root, min(images, 64))
+    _print(surgeon.verify(models[0], models[1], islice(batches, -(-images // 64))))
+
+
+@command(examples="surgeon train recipe.yaml | torchrun --nproc-per-node 4 -m recipes.cli train recipe.yaml")
+def train(file: File, out: Out = None, resume: Resume = True, device: Device = None, quick: Quick = False) -> None:
+    """Fine-tune as a recipe says.
+
+    Surgery included, analyses left out. Run it again to continue where it was stopped.
+    """
+    _run(file, out, resume, device, quick)
+
+
+@command(examples="surgeon run digits_spd | surgeon run my_recipe.yaml --device cuda --out runs/mine")
+def run(file: File, out: Out = None, resume: Resume = True, device: Device = None, quick: Quick = False) -> None:
+    """Do all of a recipe.
+
+    Model, surgery, fine-tuning, analyses, summary and figure. Run it again to continue where it was stopped.
+    """
+    _run(file, out, resume, device, quick)
+
+
+def _run(file: str, out: Path | None, resume: bool, device: str | None, quick: bool) -> None:
+    import recipes
+    from recipes.loading import with_device
+
+    recipe = recipes.load(file)
+    recipe = recipe.quick() if quick else recipe
+    if device is not None:
+        recipe = with_device(recipe, device)
+    recipes.run(recipe, out, resume=resume)
+
+
+@command(examples="surgeon ops")
+def ops() -> None:
+    """List the ops and what each does."""
+    import surgeon
+    from surgeon.table import table
+
+    rows = [(name, (surgeon.get_op(name).__doc__ or "").strip().partition("\n")[0]) for name in surgeon.list_ops()]
+    typer.echo(table(("op", "what it does"), rows))
+
+
+@command(examples="surgeon models | surgeon models 'resnet*' | surgeon models 'convnext*' --pretrained")
+def models(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*",
+    pretrained: Annotated[bool, typer.Option(help="Only those timm has weights for.")] = False,
+) -> None:
+    """List the timm models a recipe can name."""
+    import timm
+
+    from surgeon.errors import SurgeonError
+
+    names = timm.list_models(pattern, pretrained=pretrained)
+    if not names:
+        raise SurgeonError(f"timm {timm.__version__} has no model like '{pattern}'; quote a pattern such as 'resnet*'")
+    typer.echo("\n".join(names))
+
+
+@command("recipes", examples="surgeon recipes")
+def recipe_list() -> None:
+    """List the shipped recipes and what each is for."""
+    from recipes.loading import purpose, shipped
+    from surgeon.table import table
+
+    typer.echo(table(("recipe", "purpose"), [(name, purpose(path)) for name, path in shipped().items()]))
+
+
+def shadowed() -> str | None:
+    """Say which of our packages a foreign one hides, and how to mend it; None where all is well."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("surgeon", "analysis"):
+        if not (home / name).is_dir():
+            continue
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve() for place in (spec.submodule_search_locations or ())] if spec else []
+        if home / name not in places:
+            found = places[0] if places else (spec.origin if spec else "nothing")
+            return (
+                f"another package named '{name}' hides this library's: found {found}, expected {home / name}; "
+                "rename that folder, work in another one, or take it out of PYTHONPATH "
+                f"(a package from the index: pip uninstall {name})"
+            )
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; a bad input ends with exit code 2 and one message, Ctrl-C with 130.
+
+    Example:
+        >>> main(["models", "digits_convnet"])
+        digits_convnet
+        0
+    """
+    hidden = shadowed()
+    if hidden:
+        typer.echo(f"surgeon: {hidden}", err=True)
+        return 2
+    try:
+        app(args=arguments, prog_name="surgeon")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
