@@ -58,6 +58,22 @@ class Ledger:
         found = model.__dict__.get(LEDGER)
         return found if isinstance(found, Ledger) else None
 
+    @classmethod
+    def open(cls, model: nn.Module, input_size: Size, keep_originals: bool) -> Ledger:
+        """A ledger for a model about to be operated for the first time; it is not attached yet."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return cls(Record(), input_size, {}, [], snapshot(model) if keep_originals else {}, shapes)
+
+    def add(self, model: nn.Module, record: Record, sites: dict[str, list[Site]], log: list[Reverse] | None) -> None:
+        """Enter one operation and attach to ``model``; without ``log`` no earlier one can be taken back either."""
+        self.record = self.record.then(record)
+        for name, found in sites.items():
+            self.sites.setdefault(name, []).extend(found)
+        self.log = None if log is None or self.log is None else self.log + log
+        held = tensors_of(model) if self.log is not None else {}
+        self.before = {name: tensor for name, tensor in self.before.items() if name in held}
+        self.hang_on(model)
+
     def hang_on(self, model: nn.Module) -> None:
         """Attach to ``model``."""
         model.__dict__[LEDGER] = self
@@ -83,5 +99,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of every parameter and buffer, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors_of(model).items()}
+    """Copies of every parameter and buffer that has values, on the CPU."""
+    real = {name: tensor for name, tensor in tensors_of(model).items() if not tensor.is_meta}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in real.items()}

@@ -8,19 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.change import Record
-from surgeon.edit import Reverse, perform, revert
+from surgeon.edit import perform, revert
 from surgeon.errors import RefusedError
 from surgeon.host import InputSize, unwrap
-from surgeon.ledger import Ledger, snapshot, tensors_of
+from surgeon.ledger import Ledger
 from surgeon.optimizers import exchange_parameters
-from surgeon.planning import Planned, plan_recipe
+from surgeon.planning import plan_recipe
 from surgeon.recipe import Recipe
-
-Before = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
 
 
 def plan(model: nn.Module, recipe: Any, input_size: InputSize = None) -> Record:
@@ -71,8 +68,7 @@ def apply(
     module = unwrap(model)
     recipe = Recipe.parse(recipe)
     planned = plan_recipe(module, recipe, input_size)
-    before = {} if Ledger.of(module) or not recipe.keep_originals else snapshot(module)
-    shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals)
     held = {id(p): (name, p) for name, p in module.named_parameters()}
     log = perform(module, planned.edits)
     if optimizer is not None:
@@ -81,23 +77,8 @@ def apply(
         except RefusedError:
             revert(module, log)
             raise
-    _remember(module, planned, recipe, log, before, shapes)
+    ledger.add(module, planned.record, planned.sites, log if recipe.keep_originals else None)
     return model
-
-
-def _remember(
-    module: nn.Module, planned: Planned, recipe: Recipe, log: list[Reverse], before: Before, shapes: Shapes
-) -> None:
-    ledger = Ledger.of(module) or Ledger(Record(), planned.input_size, {}, [], before, shapes)
-    ledger.record = ledger.record.then(planned.record)
-    for name, sites in planned.sites.items():
-        ledger.sites.setdefault(name, []).extend(sites)
-    ledger.log = ledger.log + log if ledger.log is not None and recipe.keep_originals else None
-    if ledger.log is None:
-        ledger.before = {}
-    kept = tensors_of(module)
-    ledger.before = {name: tensor for name, tensor in ledger.before.items() if name in kept}
-    ledger.hang_on(module)
 
 
 def record(model: nn.Module) -> Record:

@@ -8,7 +8,9 @@ run, and the model itself is only read. Such a graph has batch, size and mode ba
 from __future__ import annotations
 
 import itertools
+import logging
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -210,11 +212,33 @@ class Recorder(TorchFunctionMode):
         """Record every call made inside the block."""
         self._root = root
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(nn.Module, "__call__", lambda m, *a, **k: self.call(m, *a, **k)))
+            stack.enter_context(mock.patch.object(nn.Module, "__call__", _redirect(self)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.macs)
             stack.enter_context(self)
             yield
+
+
+def _redirect(recorder: Recorder) -> Callable[..., Any]:
+    """Module calls of this thread go to the recorder; other threads run as ever."""
+    usual, thread = nn.Module.__call__, threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        here = threading.get_ident() == thread
+        return recorder.call(module, *args, **kwargs) if here else usual(module, *args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs every operation that fails on fake tensors; the error raised says it once."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def strided_slice(index: Any) -> bool:
@@ -264,7 +288,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     node.meta.update(val=image, owner="", order=0)
     recorder._bind(image, node)
     try:
-        with fake, recorder.recording(model):
+        with _quiet(), fake, recorder.recording(model):
             out = model(image)
     except TraceError:
         raise

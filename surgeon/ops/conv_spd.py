@@ -74,6 +74,8 @@ def conv_spd(site: Site, recorded: Trace, before: str) -> Decision:
     edits += [Append(str(last.target), partial(_space_to_depth, block))]
     readers = widening.edits()
     reason = f"stride-1 conv, space-to-depth({by(block)}) before the {before}, {len(readers)} readers widened"
+    if last is not node and before == "consumer":
+        reason += f"; in training the norm sees {block[0] * block[1]} times the positions"
     return Rewrite([*edits, *readers, *_feature_info(widening, recorded)], reason)
 
 

@@ -48,10 +48,12 @@ def space_to_depth(x: Tensor, block: tuple[int, int]) -> Tensor:
     if h % bh or w % bw:
         raise RefusedError(f"space_to_depth cannot cut {h}x{w} pixels in blocks of {bh}x{bw}: no multiple; pad first")
     x_is_channels_last = x.stride(1) == 1 and c > 1
-    x = x.reshape(n, c, h // bh, bh, w // bw, bw)
+    x = x.reshape(n, c, h // bh, bh, w // bw, bw)  # (N, C, H/b, b, W/b, b)
     if x_is_channels_last:
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(n, h // bh, w // bw, c * bh * bw)
-        return x.permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 4, 3, 5, 1)  # (N, H/b, W/b, b, b, C)
+        if x.device.type == "cpu":
+            x = x.contiguous()  # in two steps: a CPU copies whole rows fast, single numbers slowly
+        return x.permute(0, 1, 2, 5, 3, 4).reshape(n, h // bh, w // bw, c * bh * bw).permute(0, 3, 1, 2)
     return x.permute(0, 1, 3, 5, 2, 4).reshape(n, c * bh * bw, h // bh, w // bw)
 
 
