@@ -150,8 +150,6 @@ def test_tensorflow_same_padding_at_any_size(kernel):
 def test_weight_standardised_convs_are_exact_and_learn(cls):
     for k, s, groups in [(3, 2, 1), (7, 2, 2), (1, 2, 1), (3, 3, 4), (5, (2, 1), 1)]:
         conv = cls(4, 8, k, stride=s, groups=groups, bias=True, padding="SAME" if "Same" in cls.__name__ else None)
-        if not isinstance(conv.padding, tuple):  # timm hands a list to torch here
-            conv.padding = tuple(conv.padding)
         conv = stir(conv.double())
         spd = SPDConv2d.from_conv2d(conv)
         assert isinstance(spd, SPDStdConv2d)
@@ -454,3 +452,17 @@ def test_onnx_computes_the_same():
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert torch.allclose(torch.from_numpy(y), spd(x), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_exact_on_cuda(memory_format):
+    for settings in table()[::25]:
+        conv = nn.Conv2d(4, 8, **settings, device="cuda", dtype=torch.float64).to(memory_format=memory_format)
+        spd = SPDConv2d.from_conv2d(conv)
+        assert spd.weight.is_cuda
+        x = torch.randn(2, 4, 31, 30, device="cuda", dtype=torch.float64).contiguous(memory_format=memory_format)
+        assert float((conv(x) - spd(x)).detach().abs().max()) < TOLERANCE, settings
+        trained = stir(spd)
+        assert float((trained.lower()(x) - trained(x)).detach().abs().max()) < 10 * TOLERANCE, settings

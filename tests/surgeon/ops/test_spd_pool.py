@@ -268,3 +268,13 @@ def test_onnx_computes_the_same(pool):
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert torch.allclose(torch.from_numpy(y), layer(x), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_exact_on_cuda():
+    for pool in pools()[::9]:
+        cls = SPDAvgPool2d if isinstance(pool, nn.AvgPool2d) else SPDMaxPool2d
+        layer = cls.from_pool(pool, CHANNELS, device="cuda", dtype=torch.float64)
+        x = torch.randn(2, CHANNELS, 31, 30, device="cuda", dtype=torch.float64)
+        assert float((pool(x) - layer(x)).detach().abs().max()) < TOLERANCE, pool
