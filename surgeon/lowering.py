@@ -94,8 +94,8 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
     """Space-to-depth read by stride-1 convs only: each becomes a strided conv on the features before it."""
     module = model.get_submodule(path)
     block: Pair = module.get_submodule(Append.name).block  # type: ignore[assignment]
-    targets = (f"{path}.{Append.name}", path)  # a norm is one node with what is appended to it
-    node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target in targets)
+    names = (f"{path}.{Append.name}", path)  # a norm is one node with what is appended to it
+    node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target in names)
     readers = _readers(node, model)
     odd = [str(r.target) for r in readers if not _foldable(r, model, recorded)]
     if odd or not readers:
