@@ -20,7 +20,7 @@ from torch import nn
 import surgeon
 from recipes import figure, summary
 from recipes.build import build, operate
-from recipes.data import Data, batch, open_source
+from recipes.data import Data, Source, batch, open_source
 from recipes.evaluating import Score, evaluate
 from recipes.finetuning import WRITES as TRAINING_WRITES
 from recipes.finetuning import Finetuned, finetune
@@ -73,26 +73,21 @@ class _Run:
 
     def start(self) -> tuple[nn.Module, Data | None]:
         """Open the data and build the model, trained before the surgery where the recipe says so."""
-        recipe, settings, seed = self.recipe, self.settings, self.settings.seed
+        recipe, seed = self.recipe, self.settings.seed
         source = open_source(recipe.data, seed) if recipe.data is not None else None
         classes, channels = (source.num_classes, source.in_chans) if source else (None, None)
         model = build(recipe, seed, classes, channels).to(self.who.device)
-        if source is None:
-            return model, None
-        channels = recipe.model.in_chans or channels
-        common: dict[str, Any] = {"in_chans": channels, "who": self.who}
-        if recipe.pretrain is not None:
-            first = recipe.model_copy(
-                update={"name": f"{recipe.name}.pretrain", "train": recipe.pretrain, "surgery": [], "compare": {}}
-                | {"pretrain": None}
-            )
-            size, workers = recipe.pretrain.batch_size, recipe.pretrain.workers
-            data = batch(source, model, batch_size=size, seed=recipe.pretrain.seed, workers=workers, **common)
-            self.train(model, first, data, self.folder / "pretrain")
+        first = recipe.before_surgery()
+        if source is not None and first is not None and first.train is not None:
+            self.train(model, first, self.batched(source, model, first.train), self.folder / "pretrain")
             if self.who.main:
                 surgeon.save(model, self.folder / "pretrain" / "weights")
-        size, workers = settings.batch_size, settings.workers
-        return model, batch(source, model, batch_size=size, seed=seed, workers=workers, **common)
+        return model, None if source is None else self.batched(source, model, self.settings)
+
+    def batched(self, source: Source, model: nn.Module, settings: TrainSection) -> Data:
+        channels = self.recipe.model.in_chans or source.in_chans
+        sizes = {"batch_size": settings.batch_size, "workers": settings.workers}
+        return batch(source, model, seed=settings.seed, in_chans=channels, who=self.who, **sizes)
 
     def train(self, model: nn.Module, recipe: RecipeFile, data: Data, place: Path) -> Finetuned:
         return finetune(model, recipe, folder=place, data=data, console=self.console)

@@ -274,6 +274,13 @@ class RecipeFile(Section):
             return {self.name: self}
         return {name: self._variant(name, entry) for name, entry in self.compare.items()}
 
+    def before_surgery(self) -> RecipeFile | None:
+        """Return the recipe that trains the untouched model first, or None where there is no such training."""
+        if self.pretrain is None:
+            return None
+        change: dict[str, Any] = {"name": f"{self.name}.pretrain", "train": self.pretrain, "pretrain": None}
+        return self.model_copy(update={**change, "surgery": [], "compare": {}})
+
     def quick(self) -> RecipeFile:
         """Return this recipe cut down to a trial: at most 3 epochs before the surgery and 2 after, 2,048 images.
 

@@ -1,0 +1,55 @@
+"""Every shipped recipe: found, described, valid, and its surgery planned on its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import recipes
+import surgeon
+from recipes.build import build
+from recipes.data import open_source
+from recipes.loading import ZOO, purpose, shipped
+from recipes.schema import DigitsData
+
+HEAD = ("# purpose: ", "# command: surgeon run ", "# paper: ", "# expected: ")
+
+
+def test_all_are_found() -> None:
+    files = sorted(ZOO.rglob("*.yaml"))
+    assert len(files) == len(shipped()) == 3
+    assert all(path.stem in shipped() for path in files)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_head_comment(name: str) -> None:
+    lines = shipped()[name].read_text().splitlines()
+    for start in HEAD:
+        assert any(line.startswith(start) for line in lines), f"{name}.yaml lacks '{start}'"
+    assert any(line.split("  ")[0] == f"# command: surgeon run {name}" for line in lines)
+    assert 10 < len(purpose(shipped()[name])) < 120
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_dry_run(name: str) -> None:
+    recipe = recipes.load(name)
+    with torch.device("meta"):
+        model = build(recipe)
+    size = None
+    if isinstance(recipe.data, DigitsData):
+        side = recipe.data.canvas or recipe.data.size
+        size = (recipe.data.channels, side, side)
+        assert open_source(recipe.data).num_classes == 10
+    elif recipe.data is not None and recipe.data.size is not None:
+        size = (3, *recipe.data.size)
+    for variant in recipe.variants().values():
+        if variant.surgery:
+            record = surgeon.plan(model, {"surgery": variant.surgery}, size)
+            assert record.count("rewritten") > 0
+
+
+def test_purpose_of_a_file_without_comment_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("name: x\n")
+    assert purpose(tmp_path / "x.yaml") == ""
