@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from surgeon.edit import untouchable
@@ -21,7 +22,7 @@ from surgeon.locating import pair
 from surgeon.op import AbstractOp, Decision, Refused, Unchanged, exchange, layer_of, register_op
 from surgeon.ops.conv_spd import conv_spd
 from surgeon.ops.space_to_depth import Kernel
-from surgeon.ops.spd_conv import Init, SPDConv2d
+from surgeon.ops.spd_conv import Init, SPDConv2d, SPDStdConv2d
 from surgeon.ops.spd_pool import SPDAvgPool2d, SPDMaxPool2d
 from surgeon.site import Kind, Site
 from surgeon.table import by
@@ -34,6 +35,10 @@ CHOICES = {
     "pool_conv": ("depthwise", "full"),
     "before": ("consumer", "norm"),
 }
+
+
+for layer in (SPDConv2d, SPDStdConv2d, SPDAvgPool2d, SPDMaxPool2d):
+    register_notrace_module(layer)  # their padding depends on the size: leaves for timm's feature extraction
 
 
 @register_op
