@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ class Checkpoints:
         try:
             learner.restore(torch.load(place / "state.pt", weights_only=True, map_location="cpu"))
             rows: list[Row] = json.loads((place / "rows.json").read_text())
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-            raise LoadError(f"{place}: damaged ({error}); remove that folder and run again") from None
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise LoadError(f"{place}: damaged ({reason:.100}); remove that folder and run again") from None
         return rows

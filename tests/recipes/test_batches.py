@@ -28,7 +28,7 @@ def both(world: int) -> list[Processes]:
 @pytest.mark.parametrize(("size", "world"), [(8, 1), (8, 2), (6, 2), (12, 3), (64, 4), (9, 3)])
 def test_shards_are_the_batch(size: int, world: int) -> None:
     parts = [shard(range(size), rank, world) for rank in range(world)]
-    assert sorted(sum(parts, [])) == list(range(size))
+    assert sorted(index for part in parts for index in part) == list(range(size))
     assert {len(part) for part in parts} == {size // world}
 
 

@@ -163,5 +163,5 @@ def test_quick_cuts_epochs_and_images() -> None:
 def test_device_is_exchanged_or_refused() -> None:
     recipe = with_device(recipes.parse(GOOD), "cuda:1")
     assert recipe.train is not None and recipe.train.device == "cuda:1"
-    with pytest.raises(RecipeError, match="train.device: must be auto"):
+    with pytest.raises(RecipeError, match=r"train\.device: must be auto"):
         with_device(recipe, "tpu")
