@@ -5,6 +5,7 @@ Kept apart so that locating and operating see modules only: a function call is l
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,15 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Slice:
-    """Indexing that skips positions of two neighbouring axes of a 4-D tensor: (2, 3), or (1, 2) with channels last."""
+    """Indexing that skips positions of two neighbouring axes of a 4-D tensor: (2, 3), or (1, 2) with channels last.
+
+    ``whole`` says that it cuts nothing besides: it goes on to the end, and takes all of the other axes.
+    """
 
     axes: tuple[int, int]
     stride: tuple[int, int]
     start: tuple[int, int]
+    whole: bool = True
 
 
 def spatial_slice(index: Any, ndim: int) -> Slice | None:
@@ -45,7 +50,7 @@ def spatial_slice(index: Any, ndim: int) -> Slice | None:
 
     Example:
         >>> spatial_slice((slice(None), slice(None, None, 2), slice(None, None, 2)), 4)
-        Slice(axes=(1, 2), stride=(2, 2), start=(0, 0))
+        Slice(axes=(1, 2), stride=(2, 2), start=(0, 0), whole=True)
     """
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
@@ -57,8 +62,21 @@ def spatial_slice(index: Any, ndim: int) -> Slice | None:
     for i, j in ((2, 3), (1, 2)):
         stride = (parts[i].step or 1, parts[j].step or 1)
         if min(stride) > 1:
-            return Slice((i, j), stride, (parts[i].start or 0, parts[j].start or 0))
+            others = [parts[k] for k in range(4) if k not in (i, j)]
+            whole = all(part == slice(None) for part in others) and parts[i].stop is parts[j].stop is None
+            return Slice((i, j), stride, (parts[i].start or 0, parts[j].start or 0), whole)
     return None
+
+
+def takes_apart(node: fx.Node) -> bool:
+    """Whether slice ``node`` and its siblings together keep every position: they are space-to-depth already."""
+    siblings = [n for n in node.all_input_nodes[0].users if n.meta["name"] == "getitem" and strided_slice(n.args[1])]
+    found = [s for n in siblings if (s := spatial_slice(n.args[1], _source(n).meta["val"].ndim)) and s.whole]
+    own = spatial_slice(node.args[1], 4)
+    if own is None or not own.whole:
+        return False
+    starts = {s.start for s in found if (s.axes, s.stride) == (own.axes, own.stride)}
+    return starts == set(itertools.product(range(own.stride[0]), range(own.stride[1])))
 
 
 def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
@@ -68,7 +86,7 @@ def lift(node: fx.Node, attribute: Any) -> nn.Module | None:
         node: A recorded call with its name in ``meta["name"]``.
         attribute: Answers the tensor of a ``get_attr`` node, from the model to be operated; None where it has none.
 
-    Slicing with steps is a max pool with a kernel of one (with ``start`` and ``channels_last`` as attributes). A conv
+    Slicing with steps is a max pool with a kernel of one (with the :class:`Slice` as its attribute ``slice``). A conv
     whose kernel is computed in the forward comes back without weight (``weight`` is None).
     """
     name = node.meta["name"]
@@ -92,8 +110,7 @@ def _source(node: fx.Node) -> Any:
 
 def _selection(found: Slice) -> nn.MaxPool2d:
     pool = nn.MaxPool2d(1, found.stride)
-    pool.start = found.start  # type: ignore[assignment]
-    pool.channels_last = found.axes == (1, 2)  # type: ignore[assignment]
+    pool.slice = found  # type: ignore[assignment]
     return pool
 
 

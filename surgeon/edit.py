@@ -90,8 +90,7 @@ def _follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
         if tag in old.__dict__:
             setattr(new, tag, getattr(old, tag))
     near = _nearest_weight(model, path)
-    if near is not None:
-        _join(new, near)
+    _join(new, torch.empty(0) if near is None else near)
     return new
 
 

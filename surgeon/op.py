@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from surgeon.calls import lift
 from surgeon.edit import Edit, Swap, SwapCall, untouchable
 from surgeon.errors import RecipeError, RefusedError
-from surgeon.owncode import own_graph
+from surgeon.owncode import is_call, own_graph
 from surgeon.site import Kind, Site
-from surgeon.tracing import Trace
+from surgeon.tracing import Trace, strided_slice
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,18 @@ def layer_of(site: Site, owner: nn.Module, recorded: Trace) -> nn.Module:
         holder, _, name = path.removeprefix(prefix).rpartition(".")
         return getattr(owner.get_submodule(holder), name, None)
 
-    layer = lift(_call(site, recorded), tensor)
+    layer = lift(call_of(site, recorded), tensor)
     if layer is None:
         raise RefusedError(f"'{site.path}' is no conv or pool")
     return layer.train(owner.training)
 
 
-def _call(site: Site, recorded: Trace) -> fx.Node:
+def call_of(site: Site, recorded: Trace) -> fx.Node:
+    """The first recorded call of a functional site."""
     owner, function, index = site.path.split(":")
     key = {"owner": owner, "name": function, "index": int(index)}
-    found: fx.Node = next(n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
+    nodes = (n for n in recorded.graph.nodes if all(n.meta.get(k) == v for k, v in key.items()))
+    found: fx.Node = next(n for n in nodes if function != "getitem" or strided_slice(n.args[1]))
     return found
 
 
@@ -125,12 +127,29 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
 
     if site.via == "module":
         return Rewrite([Swap(site.path, make)], f"{site.type_name} -> {into}")
-    try:
-        own_graph(owner, training=False)
-    except RefusedError as error:
-        return Refused(str(error))
+    if reason := _why_not_call(site, owner, recorded):
+        return Refused(reason)
     _, function, index = site.path.split(":")
     return Rewrite([SwapCall(site.owner, function, int(index), make)], f"{function} -> {into}")
+
+
+def _why_not_call(site: Site, owner: nn.Module, recorded: Trace) -> str | None:
+    """Why the owner's code does not show the call, in one mode or the other."""
+    call, function = call_of(site, recorded), site.path.split(":")[1]
+    key = {k: call.meta[k] for k in ("owner", "run")}
+    run = [n for n in recorded.graph.nodes if n.op != "get_attr" and all(n.meta.get(k) == v for k, v in key.items())]
+    expected = sum(n.op == "call_function" and n.meta["name"] == function and is_call(n, function) for n in run)
+    for training in (False, True):
+        try:
+            found = sum(is_call(node, function) for node in own_graph(owner, training).nodes)
+        except RefusedError as error:
+            return str(error)
+        if found != expected:
+            mode = "training" if training else "evaluation"
+            return (
+                f"the {mode} code of its owner {type(owner).__name__} shows {found} calls of it, {expected} were made"
+            )
+    return None
 
 
 OPS: dict[str, type[AbstractOp]] = {}

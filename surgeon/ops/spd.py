@@ -16,10 +16,11 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from surgeon.calls import takes_apart
 from surgeon.edit import untouchable
 from surgeon.errors import RecipeError
 from surgeon.locating import pair
-from surgeon.op import AbstractOp, Decision, Refused, Unchanged, exchange, layer_of, register_op
+from surgeon.op import AbstractOp, Decision, Refused, Unchanged, call_of, exchange, layer_of, register_op
 from surgeon.ops.conv_spd import conv_spd
 from surgeon.ops.space_to_depth import Kernel
 from surgeon.ops.spd_conv import Init, SPDConv2d, SPDStdConv2d
@@ -106,6 +107,8 @@ class SPD(AbstractOp):
         if reason := untouchable(owner):
             return Refused(reason)
         layer = layer_of(site, owner, recorded)
+        if site.via == "slice" and takes_apart(call_of(site, recorded)):
+            return Unchanged("with its siblings it takes the map apart into blocks: space-to-depth already")
         if site.kind == "strided_pool" and self.pool == "remove":
             return exchange(site, recorded, lambda _site, _pool: nn.Identity(), "removed")
         if site.kind == "strided_pool":
@@ -128,10 +131,11 @@ class SPD(AbstractOp):
             return SPDConv2d.from_conv2d(conv, kernel=self.kernel, init=self.init)
 
     def _pool(self, site: Site, pool: nn.Module) -> nn.Module:
-        last = getattr(pool, "channels_last", False)
+        found = getattr(pool, "slice", None)
+        last = found is not None and found.axes == (1, 2)
         channels = site.in_shape[2 if last else 0]
         kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
-        layer = kind.from_pool(pool, channels, full=self.pool_conv == "full")
+        layer = kind.from_pool(pool, channels, full=self.pool_conv == "full", dtype=torch.float64)  # then as its model
         return ChannelsLast(layer) if last else layer
 
 
@@ -142,9 +146,9 @@ def _into(pool: nn.Module) -> str:
 
 
 def _why_not_pool(pool: nn.Module) -> str | None:
-    start = getattr(pool, "start", (0, 0))
-    if start != (0, 0):
-        return f"starts at position {start}: with its siblings it takes a map apart, nothing is dropped"
+    found = getattr(pool, "slice", None)
+    if found is not None and (found.start != (0, 0) or not found.whole):
+        return f"starts at position {found.start} or cuts besides, as no pool does; slice twice in the code: cut, skip"
     kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
     return kind.why_not(pool)
 
