@@ -87,7 +87,7 @@ class _Training:
         """Train one epoch, counted from 1, and measure."""
         begun = time.perf_counter()
         batches = self.data.train.epoch(number - 1)
-        trained = self.learner.train_epoch(number - 1, batches, lambda _, loss: reporter.batch(number, loss))
+        trained = self.learner.train_epoch(number - 1, batches, lambda totals: reporter.batch(number, totals))
         seconds = time.perf_counter() - begun
         rate = max(group["lr"] for group in self.learner.optimizer.param_groups)
         if not math.isfinite(trained["train_loss"]):

@@ -123,6 +123,12 @@ class Learner:
         s = self.settings
         if not (s.mixup or s.cutmix):
             return None, LabelSmoothingCrossEntropy(s.smoothing) if s.smoothing else nn.CrossEntropyLoss()
+        share = s.batch_size // self.who.world
+        if share % 2:
+            raise RecipeError(
+                f"mixup pairs images, but each of {self.who.world} processes gets {share} of a batch; "
+                f"make train.batch_size a multiple of {2 * self.who.world}"
+            )
         mixup = Mixup(
             s.mixup,
             s.cutmix,
@@ -133,13 +139,16 @@ class Learner:
         )
         return mixup, SoftTargetCrossEntropy()
 
-    def train_epoch(self, epoch: int, batches: Iterable[Batch], seen: Callable[[int, float], None]) -> dict[str, float]:
+    def train_epoch(
+        self, epoch: int, batches: Iterable[Batch], seen: Callable[[torch.Tensor], None]
+    ) -> dict[str, float]:
         """Train for one epoch, everything in it drawn from (seed, epoch).
 
         Args:
             epoch: From 0.
             batches: Of this epoch, this process' part.
-            seen: Called after each batch with (images seen, loss).
+            seen: Called after each batch with the sums so far of loss, right answers, images; reading them waits for
+                the device.
 
         Returns:
             Mean loss and, without mixup, accuracy over the images as they were seen in training mode.
@@ -152,11 +161,12 @@ class Learner:
             self.mixup.mixup_enabled = mixing
         if self.scheduler is not None:
             self.scheduler.step_update(self.updates) if s.sched_on_updates else self.scheduler.step(epoch)
-        totals = torch.zeros(3, dtype=torch.float64)  # loss, correct, images
+        exact = torch.float32 if self.who.device.type == "mps" else torch.float64
+        totals = torch.zeros(3, dtype=exact, device=self.who.device)  # loss, correct, images
         for group in _groups(batches, s.grad_accum_steps):
             for position, batch in enumerate(group):
                 totals += self._backward(batch, position, len(group))
-                seen(int(totals[2]), float(totals[0] / totals[2]))
+                seen(totals)
             self._update()
         loss, correct, images = self.who.total(totals).tolist()
         if self.who.world > 1 and has_batch_norm(self.net):
@@ -178,8 +188,8 @@ class Learner:
                 logits = self.parallel(images)
                 loss = self.loss(logits, labels)
             self.scaler.scale(loss / parts).backward()
-        correct = (logits.detach().argmax(1) == targets).sum().item()
-        return torch.tensor([loss.item() * len(targets), correct, len(targets)], dtype=torch.float64)
+        correct = (logits.detach().argmax(1) == targets).sum()
+        return torch.stack([loss.detach() * len(targets), correct, torch.full_like(correct, len(targets))])
 
     def _update(self) -> None:
         s = self.settings

@@ -6,10 +6,12 @@ Apart from the loop so that a kill, a pipe instead of a terminal, or several pro
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -18,6 +20,7 @@ from recipes.processes import Processes
 from surgeon.errors import RecipeError
 
 Row = dict[str, Any]
+READ_EVERY = 0.2  # seconds
 
 
 class Metrics:
@@ -97,7 +100,7 @@ class Reporter:
         self.task = self.progress.add_task(
             title, total=epochs * num_batches, completed=done * num_batches, epoch=done, epochs=epochs, words=""
         )
-        self.accuracy = ""
+        self.accuracy, self.words, self.read = "", "", 0.0
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -108,14 +111,18 @@ class Reporter:
     ) -> None:
         self.progress.stop()
 
-    def batch(self, epoch: int, loss: float) -> None:
-        """Move the bar by one batch."""
-        words = f"loss {loss:.3f}{self.accuracy}"
-        self.progress.update(self.task, advance=1, epoch=epoch, words=words)
+    def batch(self, epoch: int, totals: torch.Tensor) -> None:
+        """Move the bar by one batch; the loss is read from the device a few times a second only."""
+        if self.live and time.monotonic() - self.read > READ_EVERY:
+            loss, _, images = totals.tolist()
+            self.words, self.read = f"loss {loss / images:.3f}{self.accuracy}", time.monotonic()
+        self.progress.update(self.task, advance=1, epoch=epoch, words=self.words)
 
     def epoch(self, row: Row) -> None:
         """Report a finished epoch."""
         self.accuracy = f"  accuracy {row['val_accuracy']:.2%}"
+        self.words = f"loss {row['train_loss']:.3f}{self.accuracy}"
+        self.progress.update(self.task, epoch=row["epoch"], words=self.words)
         every = max(1, self.epochs // 10)
         if not self.live and (row["epoch"] % every == 0 or row["epoch"] == self.epochs):
             self.say(f"{self.title}: epoch {row['epoch']}/{self.epochs}, {in_words(row)}")

@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 
 from surgeon.calls import lift
 from surgeon.host import InputSize, input_sizes, unwrap
+from surgeon.reduction import reduction, stride_before, total_strides
 from surgeon.residual import residuals
 from surgeon.site import Kind, Pair, Site, Sites
 from surgeon.tracing import Trace, record_forward
 
+SPATIAL = ("strided_conv", "strided_pool", "spatial_conv")
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 
 
@@ -49,16 +51,19 @@ def sites_of(recorded: Trace) -> list[Site]:
     order = {node: i for i, node in enumerate(nodes)}
     aliases = _aliases(recorded.model)
     found: dict[str, Site] = {}
-    facts = [(node, fact) for node in nodes if (fact := _spatial(node, recorded))]
-    facts += [(node, fact) for node, fact in residuals(recorded)]
+    spatial = {node: fact for node in nodes if (fact := _spatial(node, recorded))}
+    totals = total_strides(recorded, {node: fact["stride"][0] for node, fact in spatial.items()})
+    facts = [*spatial.items(), *residuals(recorded)]
     for node, fact in sorted(facts, key=lambda pair: order[pair[0]]):
         path = fact["path"]
         if path in found:
             found[path] = replace(found[path], calls=found[path].calls + 1)
             continue
-        seen = fact["in_shape"]
+        total, windows = totals[node], node.meta["val"].shape[0]
+        if fact["kind"] in SPATIAL:
+            total = stride_before(node, totals)
         found[path] = Site(
-            reduction=_reduction(seen, recorded.input_size),
+            reduction=reduction((windows, *fact["in_shape"]), total, recorded.input_size),
             depth=round(order[node] / len(nodes), 4),
             aliases=aliases.get(path, (path,)),
             **fact,
@@ -71,15 +76,6 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     return {group[0]: tuple(group) for group in names.values()}
-
-
-def _reduction(shape: tuple[int, ...], input_size: tuple[int, int, int]) -> int:
-    """Input height over feature height; features may be (C, H, W), (H, W, C) or (positions, C)."""
-    if len(shape) == 3:
-        sides = shape[1:] if abs(shape[1] - shape[2]) <= abs(shape[0] - shape[1]) else shape[:2]
-        return int(max(1, round(input_size[1] / sides[0])))
-    positions = input_size[1] * input_size[2]
-    return int(max(1, round((positions / max(1, shape[0])) ** 0.5)))
 
 
 def _spatial(node: fx.Node, recorded: Trace) -> dict[str, Any] | None:
@@ -123,7 +119,7 @@ def _source(node: fx.Node) -> Tensor | None:
 def _kind(module: nn.Module) -> Kind | None:
     if not isinstance(module, (nn.Conv2d, *POOLS)):
         return None
-    strided = max(pair(module.stride)) > 1
+    strided = max(_stride(module)) > 1
     if isinstance(module, POOLS):
         return "strided_pool" if strided else None
     if strided:
@@ -135,7 +131,12 @@ def pair(value: Any) -> Pair:
     """Torch's int-or-pair as a pair; -1 for padding known by name only."""
     if isinstance(value, str):
         return (-1, -1)
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _stride(module: nn.Module) -> Pair:
+    """Of a pool without one it is the kernel size."""
+    return pair(module.stride or module.kernel_size)
 
 
 def geometry(module: nn.Module) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def geometry(module: nn.Module) -> dict[str, Any]:
     same = type(module).__name__.endswith("Same")
     return {
         "kernel_size": pair(module.kernel_size),
-        "stride": pair(module.stride),
+        "stride": _stride(module),
         "padding": (-1, -1) if same else pair(getattr(module, "padding", 0)),
         "dilation": pair(getattr(module, "dilation", 1)),
         "groups": getattr(module, "groups", None),

@@ -290,5 +290,17 @@ def test_batch_norm_statistics_and_groups_of_batches(small: Small) -> None:
     assert learner.updates_per_epoch == 3  # 3 + 3 + 2 batches
     batches: list[Batch] = [(torch.randn(4, 1, 12, 12), torch.arange(4)) for _ in range(8)]
     seen: list[int] = []
-    learner.train_epoch(0, batches, lambda images, _: seen.append(images))
+    learner.train_epoch(0, batches, lambda totals: seen.append(int(totals[2])))
     assert learner.updates == 3 and seen == [4 * n for n in range(1, 9)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp_dtype", ["float16", "bfloat16"])
+def test_on_cuda(small: Small, quiet: Console, tmp_path: Path, amp_dtype: str) -> None:
+    settings = {"device": "cuda", "amp": True, "amp_dtype": amp_dtype, "channels_last": True, "model_ema": True}
+    recipe = small(epochs=6, opt="adamw", lr=0.003, clip_grad=1.0, data={"max_train": 1024}, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.finetune(net(), recipe, folder=tmp_path, data=stopping(recipe, 3), console=quiet)
+    result = recipes.finetune(net(), recipe, folder=tmp_path, console=quiet)
+    assert next(result.model.parameters()).is_cuda and len(result.rows) == 7
+    assert result.rows[-1]["val_accuracy"] > 0.8
