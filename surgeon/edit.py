@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from surgeon.derived import After, InsteadOf, derive, underived
 from surgeon.errors import RefusedError, SurgeonError
-from surgeon.owncode import code_with
+from surgeon.owncode import read_parameters
 
 TAGS = ("i", "f", "type", "np")  # ultralytics' forward reads them off each layer
 MISSING = "<missing>"
@@ -119,37 +120,29 @@ class SwapCall:
     """Exchange one functional call in the forward of module ``path`` by the module ``make`` builds.
 
     The owner's own code is traced without values (batch and size stay free, its children are leaves), once per mode;
-    the new code runs as a subclass of the owner.
+    the new code runs as a subclass of the owner. A parameter that only the call read is frozen: nothing reads it now.
 
     Args:
         path: Of the owner.
-        function: Name of the function.
-        index: How many calls of it the owner makes before.
+        how: Which call, and what callers give.
         make: Builds the new module; its argument is the owner.
     """
 
     path: str
-    function: str
-    index: int
+    how: InsteadOf
     make: Make
 
     def perform(self, model: nn.Module) -> Reclass:
         """Derive the owner's class."""
         owner = model.get_submodule(self.path)
-        name = self.child(owner)
         child = _follow(model, self.path, self.make(owner))
-        codes = [code_with(owner, self.function, self.index, name, training) for training in (True, False)]
-        forwards = [code.compile() for code in codes]
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return forwards[0 if self.training else 1](self, *args, **kwargs)
-
-        return _derive(model, self.path, forwards[0] if codes[0] == codes[1] else forward, {name: child})
-
-    def child(self, owner: nn.Module) -> str:
-        """The name the new module gets in the owner: the first free one."""
-        taken = {name for name, _ in owner.named_children()}
-        return next(name for i in range(len(taken) + 1) if (name := f"surgeon_{self.function}_{i}") not in taken)
+        before = read_parameters(owner, self.how.given)
+        reverse = _derive(model, self.path, self.how, child)
+        unread = before - read_parameters(owner, self.how.given)
+        reverse.frozen = tuple(name for name in sorted(unread) if owner.get_parameter(name).requires_grad)
+        for name in reverse.frozen:
+            owner.get_parameter(name).requires_grad_(False)
+        return reverse
 
 
 @dataclass(frozen=True)
@@ -165,12 +158,7 @@ class Append:
         module = model.get_submodule(self.path)
         if self.name in module._modules:
             raise RefusedError(f"the output of '{self.path}' is already rearranged")
-        base, after = type(module).forward, self.name
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self.get_submodule(after)(base(self, *args, **kwargs))
-
-        return _derive(model, self.path, forward, {self.name: _follow(model, self.path, self.make(module))})
+        return _derive(model, self.path, After(self.name), _follow(model, self.path, self.make(module)))
 
 
 @dataclass
@@ -178,25 +166,29 @@ class Reclass:
     """Takes a derived class back."""
 
     path: str
-    base: type[nn.Module]
-    children: tuple[str, ...]
+    child: str
+    frozen: tuple[str, ...] = ()
 
     def revert(self, model: nn.Module) -> None:
-        """Give the module its own class again and drop the children it got."""
+        """Give the module its own class again and drop the child it got."""
         module = model.get_submodule(self.path)
-        for name in self.children:
-            delattr(module, name)
-        module.__class__ = self.base
+        underived(module)
+        delattr(module, self.child)
+        for name in self.frozen:
+            module.get_parameter(name).requires_grad_(True)
 
 
-def _derive(model: nn.Module, path: str, forward: Callable[..., Any], children: dict[str, nn.Module]) -> Reclass:
+def _derive(model: nn.Module, path: str, how: After | InsteadOf, child: nn.Module) -> Reclass:
     module = model.get_submodule(path)
-    base = type(module)
-    for name, child in children.items():
-        module.add_module(name, child)
-    members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    module.__class__ = type(base.__name__, (base,), members)
-    return Reclass(path, base, tuple(children))
+    if hasattr(module, how.child):
+        raise RefusedError(f"'{path}' has an attribute '{how.child}' already; rename it")
+    module.add_module(how.child, child)
+    try:
+        derive(module, how)
+    except BaseException:
+        delattr(module, how.child)
+        raise
+    return Reclass(path, how.child)
 
 
 @dataclass(frozen=True)

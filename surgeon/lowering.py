@@ -102,7 +102,7 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
         reason = f"space-to-depth is read by '{odd[0] if odd else 'the output'}', which is no plain conv"
         return Change(path=path, op="lower", status="refused", reason=reason)
     targets = [str(reader.target) for reader in readers]
-    Reclass(path, type(module).__bases__[0], (Append.name,)).revert(model)
+    Reclass(path, Append.name).revert(model)
     perform(model, [Swap(target, partial(strided, block)) for target in targets])
     count = sum(p.numel() for target in targets for p in model.get_submodule(target).parameters())
     reason = f"space-to-depth and {', '.join(targets)} -> ZeroPad2d + Conv2d"

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, fx, nn
 
 from surgeon.calls import lift
+from surgeon.derived import InsteadOf
 from surgeon.edit import Edit, Swap, SwapCall, untouchable
 from surgeon.errors import RecipeError, RefusedError
-from surgeon.owncode import is_call, own_graph
+from surgeon.owncode import is_call, own_graph, passed
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace, strided_slice
 
@@ -130,7 +131,8 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     if reason := _why_not_call(site, owner, recorded):
         return Refused(reason)
     _, function, index = site.path.split(":")
-    return Rewrite([SwapCall(site.owner, function, int(index), make)], f"{function} -> {into}")
+    how = InsteadOf(function, int(index), passed(owner, recorded, site.owner))
+    return Rewrite([SwapCall(site.owner, how, make)], f"{function} -> {into}")
 
 
 def _why_not_call(site: Site, owner: nn.Module, recorded: Trace) -> str | None:
@@ -139,9 +141,10 @@ def _why_not_call(site: Site, owner: nn.Module, recorded: Trace) -> str | None:
     key = {k: call.meta[k] for k in ("owner", "run")}
     run = [n for n in recorded.graph.nodes if n.op != "get_attr" and all(n.meta.get(k) == v for k, v in key.items())]
     expected = sum(n.op == "call_function" and n.meta["name"] == function and is_call(n, function) for n in run)
+    given = passed(owner, recorded, site.owner)
     for training in (False, True):
         try:
-            found = sum(is_call(node, function) for node in own_graph(owner, training).nodes)
+            found = sum(is_call(node, function) for node in own_graph(owner, training, given).graph.nodes)
         except RefusedError as error:
             return str(error)
         if found != expected:

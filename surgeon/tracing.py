@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import operator
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import flop_registry
 from surgeon.errors import TraceError
 from surgeon.skeleton import FAKE_MODE, skeleton
 
+ONE_AT_A_TIME = threading.RLock()
 LEAVES = (
     nn.modules.conv._ConvNd,
     nn.modules.pooling._MaxPoolNd,
@@ -54,13 +56,21 @@ def function_name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__)).strip("_")
 
 
+STANDS_FOR = re.compile(r"surgeon_(\w+)_\d+")  # a child in the place of a functional call, which still counts
+
+
 @dataclass
 class Trace:
-    """A recorded forward pass; ``params`` is the number of parameters at that time.
+    """A recorded forward pass.
+
+    Args:
+        params: The number of parameters at that time.
+        passed: Of each call of a module, by its path: how many arguments were given by position, and which by name.
 
     Node meta: ``val`` (the fake output), ``name`` (of the function, or the module's path), ``order``, ``owner`` (path
     of the module whose code made the call), ``run`` (how many times that module had run before), ``index`` (how many
-    calls of the same function this run had made before), ``macs`` (multiply-adds, one each).
+    calls of the same function this run had made before), ``macs`` (multiply-adds, one each), ``returned_by`` (paths of
+    the modules whose output it is, where they are no nodes).
     """
 
     model: nn.Module
@@ -68,6 +78,7 @@ class Trace:
     input_size: tuple[int, int, int]
     notes: tuple[str, ...]
     params: int
+    passed: dict[str, list[tuple[int, tuple[str, ...]]]]
 
     @property
     def outputs(self) -> Any:
@@ -124,6 +135,7 @@ class Recorder(TorchFunctionMode):
         self.alive: list[Any] = []  # an id is a key only while its tensor lives
         self.frames = [_Frame("")]
         self.runs: Counter[str] = Counter()
+        self.passed: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
         self.inside_leaf = False
         self.macs = _Macs()  # type: ignore[no-untyped-call]
         self.notes: list[str] = []
@@ -150,6 +162,7 @@ class Recorder(TorchFunctionMode):
             path = ""
         self.frames.append(_Frame(path, self.runs[path]))
         self.runs[path] += 1
+        self.passed.setdefault(path, []).append((len(args), tuple(kwargs)))
         self.inside_leaf = is_leaf(module) and path != ""
         before = self.macs.total
         try:
@@ -159,6 +172,10 @@ class Recorder(TorchFunctionMode):
             self.frames.pop()
         if leaf:
             self._add("call_module", path, args, kwargs, out, before)
+            if stands := STANDS_FOR.fullmatch(path.rpartition(".")[2]):
+                self.frames[-1].calls[stands[1]] += 1
+        elif isinstance(out, Tensor) and path:
+            self._node(out).meta.setdefault("returned_by", []).append(path)
         return out
 
     def _add(self, op: str, target: Any, args: Any, kwargs: Any, out: Any, macs_before: int) -> None:
@@ -209,9 +226,10 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def recording(self, root: nn.Module) -> Iterator[None]:
-        """Record every call made inside the block."""
+        """Record every call made inside the block; one recording at a time, whatever the thread."""
         self._root = root
         with ExitStack() as stack:
+            stack.enter_context(ONE_AT_A_TIME)
             stack.enter_context(mock.patch.object(nn.Module, "__call__", _redirect(self)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.macs)
@@ -301,4 +319,4 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         ) from error
     recorder.graph.output(recorder._arguments(out)).meta["val"] = out
     params = sum(p.numel() for p in model.parameters())
-    return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)), params)
+    return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)), params, recorder.passed)
