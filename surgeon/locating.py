@@ -141,7 +141,7 @@ def _stride(module: nn.Module) -> Pair:
 
 def geometry(module: nn.Module) -> dict[str, Any]:
     """Kernel size, stride, padding, dilation and groups of a conv or pool, as pairs."""
-    same = type(module).__name__.endswith("Same")
+    same = any(cls.__name__.endswith("Same") for cls in type(module).__mro__)
     return {
         "kernel_size": pair(module.kernel_size),
         "stride": _stride(module),

@@ -17,9 +17,7 @@ from surgeon.site import Pair
 from surgeon.skeleton import LEDGER
 from surgeon.tracing import Trace, record_forward
 
-POINTWISE_CALLS = frozenset(
-    ("relu", "relu6", "silu", "gelu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid", "leaky_relu", "elu")
-)
+KEEPS_ZERO = frozenset(("relu", "relu6", "silu", "gelu", "mish", "tanh", "hardswish", "leaky_relu", "elu"))
 
 
 def lower(model: nn.Module) -> nn.Module:
@@ -97,7 +95,7 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
     names = (f"{path}.{Append.name}", path)  # a norm is one node with what is appended to it
     node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target in names)
     readers = _readers(node, model)
-    odd = [str(r.target) for r in readers if not _foldable(r, model, recorded)]
+    odd = [str(r.meta.get("name", "the output")) for r in readers if not _foldable(r, model, recorded)]
     if odd or not readers:
         reason = f"space-to-depth is read by '{odd[0] if odd else 'the output'}', which is no plain conv"
         return Change(path=path, op="lower", status="refused", reason=reason)
@@ -110,12 +108,16 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
 
 
 def _readers(node: fx.Node, model: nn.Module) -> list[fx.Node]:
-    """What reads ``node``, seen through activations and identities."""
+    """What reads ``node``, seen through activations and identities.
+
+    Only activations with f(0) = 0: then the zeros that complete an odd size stay zeros.
+    """
     found: list[fx.Node] = []
     for user in node.users:
-        through = user.meta.get("name") in POINTWISE_CALLS
+        through = user.meta.get("name") in KEEPS_ZERO
         if user.op == "call_module":
-            through = isinstance(model.get_submodule(str(user.target)), (nn.Identity, *POINTWISE))
+            module = model.get_submodule(str(user.target))
+            through = isinstance(module, (nn.Identity, *POINTWISE)) and not isinstance(module, nn.Sigmoid)
         found += _readers(user, model) if through else [user]
     return found
 

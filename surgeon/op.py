@@ -126,6 +126,8 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     def make(present: nn.Module) -> nn.Module:
         return build(site, layer_of(site, present, recorded))
 
+    if other := shared_with(owner, recorded.model):
+        return Refused(f"shares a parameter with '{other}', and each would get one of its own; copy it first")
     if site.via == "module":
         return Rewrite([Swap(site.path, make)], f"{site.type_name} -> {into}")
     if reason := _why_not_call(site, owner, recorded):
@@ -133,6 +135,15 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     _, function, index = site.path.split(":")
     how = InsteadOf(function, int(index), passed(owner, recorded, site.owner))
     return Rewrite([SwapCall(site.owner, how, make)], f"{function} -> {into}")
+
+
+def shared_with(module: nn.Module, model: nn.Module) -> str | None:
+    """The path of another module of ``model`` that holds a parameter of ``module`` itself; None if there is none."""
+    own = {id(p) for p in module._parameters.values() if p is not None}
+    for path, other in model.named_modules():
+        if other is not module and any(id(p) in own for p in other._parameters.values()):
+            return str(path)
+    return None
 
 
 def _why_not_call(site: Site, owner: nn.Module, recorded: Trace) -> str | None:

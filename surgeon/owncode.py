@@ -109,6 +109,10 @@ def own_graph(owner: nn.Module, training: bool, given: frozenset[str] | None = N
         np.random.set_state(states[1])
     if drawn:
         raise RefusedError(f"the code of its owner {name} draws Python's or numpy's random numbers; use torch's")
+    names = list(inspect.signature(forward_in(owner, training)).parameters)[1:]
+    for node, parameter in zip((n for n in graph.nodes if n.op == "placeholder"), names, strict=True):
+        if not str(node.target).startswith("*"):
+            node.target = parameter  # fx numbers those it fixes
     if constants := [node.target for node in graph.nodes if node.op == "get_attr" and not _has(owner, node.target)]:
         raise RefusedError(
             f"the code of its owner {name} uses {len(constants)} tensors it does not hold; register them"

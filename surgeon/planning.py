@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.change import Change, Record, Status
-from surgeon.edit import Edit, SetAttribute, perform
+from surgeon.edit import Edit, SetAttribute, Swap, SwapCall, perform
 from surgeon.errors import NoSiteError, RefusedError, TraceError
 from surgeon.host import InputSize, input_sizes
 from surgeon.ledger import Ledger
@@ -23,7 +23,7 @@ from surgeon.recipe import Recipe, Step
 from surgeon.select import Select
 from surgeon.site import Pair, Site
 from surgeon.skeleton import FAKE_MODE
-from surgeon.tracing import Trace, record_forward, trace
+from surgeon.tracing import Trace, record_forward, trace, within
 
 
 @dataclass
@@ -115,10 +115,21 @@ def _perform(
         planned.edits.extend(what.edits)
     after = _retrace(op, before)
     for site, what in rewritten:
+        if not any(within(node, path) for path in _built(what.edits) for node in after.graph.nodes):
+            raise RefusedError(
+                f"op '{op.name}' refuses '{site.path}': the forward reaches it by another way than its name (a plain "
+                "list, say), so the new layer would never run; call it by its name, or exclude this path"
+            )
         ends = _cost(site, what.edits, after)
         params, macs = zip(costs[site.path], ends, strict=True)
         changes.append(_change(op, site, what, params, macs))
     return changes, after
+
+
+def _built(edits: Sequence[Edit]) -> list[str]:
+    """The paths of the modules the edits put in."""
+    exchanged = [edit.path for edit in edits if isinstance(edit, Swap)]
+    return exchanged + [f"{edit.path}.{edit.how.child}".lstrip(".") for edit in edits if isinstance(edit, SwapCall)]
 
 
 def _change(op: AbstractOp, site: Site, what: Decision, params: Pair = (0, 0), macs: Pair = (0, 0)) -> Change:

@@ -87,7 +87,7 @@ class Trace:
 
     def macs(self, path: str = "") -> int:
         """Multiply-adds of one image in the module ``path`` and below; of the whole model by default."""
-        return sum(node.meta.get("macs", 0) for node in self.graph.nodes if _within(node, path))
+        return sum(node.meta.get("macs", 0) for node in self.graph.nodes if within(node, path))
 
     def activation_bytes(self) -> int:
         """Bytes of every intermediate output of one image, as a training step would at most keep."""
@@ -95,7 +95,8 @@ class Trace:
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
 
-def _within(node: fx.Node, path: str) -> bool:
+def within(node: fx.Node, path: str) -> bool:
+    """Whether the node is the module at ``path``, or a call made by it or inside it."""
     own = str(node.target) if node.op == "call_module" else node.meta.get("owner", "")
     return path in ("", own) or own.startswith(path + ".")
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Append, Edit, SetAttribute, Swap, twin, untouchable
-from surgeon.op import Decision, Refused, Rewrite
+from surgeon.op import Decision, Refused, Rewrite, shared_with
 from surgeon.ops.space_to_depth import space_to_depth
+from surgeon.ops.spd_windows import conv_windows
 from surgeon.ops.widening import Growth, Widening
 from surgeon.site import Pair, Site
 from surgeon.table import by
@@ -52,17 +53,18 @@ class SpaceToDepth(nn.Module):
         return f"block={self.block}"
 
 
-def conv_spd(site: Site, recorded: Trace, before: str) -> Decision:
+def conv_spd(site: Site, conv: nn.Conv2d, recorded: Trace, before: str) -> Decision:
     """The edits for one strided conv: stride 1, space-to-depth behind it, readers widened.
 
     Args:
         site: A strided conv.
+        conv: The layer.
         recorded: The trace it was found in.
         before: "consumer" (after norm and activation) or "norm".
     """
     if site.via != "module" or site.calls > 1:
         return Refused("runs as a function or several times, so its readers differ from call to call")
-    if site.padding == (-1, -1):
+    if conv_windows(conv)[0].same:
         return Refused("pads by the input size, so a stride-1 conv would pad differently")
     node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target == site.path)
     last = node if before == "norm" else _behind_norm(node, recorded)
@@ -70,6 +72,9 @@ def conv_spd(site: Site, recorded: Trace, before: str) -> Decision:
     widening = Widening(recorded, last, Growth.of_blocks(site.out_shape[0], block[0] * block[1]))
     if reason := widening.why_not():
         return Refused(reason)
+    for path in [site.path, *widening.readers]:
+        if other := shared_with(recorded.model.get_submodule(path), recorded.model):
+            return Refused(f"needs another '{path}', which shares a parameter with '{other}'; copy it first")
     edits: list[Edit] = [Swap(site.path, _unstride)]
     edits += [Append(str(last.target), partial(_space_to_depth, block))]
     readers = widening.edits()
@@ -107,7 +112,10 @@ def _feature_info(widening: Widening, recorded: Trace) -> Sequence[Edit]:
     """Timm's feature_info tells the channels of each stage; those that grew are told anew."""
     info = getattr(recorded.model, "feature_info", None)
     entries = getattr(info, "info", info)
-    grown = {str(n.target): len(g.source) for n, g in widening.grown.items() if n.op == "call_module"}
+    grown: dict[str, int] = {}
+    for node, growth in widening.grown.items():
+        paths = [str(node.target)] if node.op == "call_module" else []
+        grown |= dict.fromkeys([*paths, *node.meta.get("returned_by", [])], len(growth.source))
     if not isinstance(entries, list) or not any(entry.get("module") in grown for entry in entries):
         return []
 

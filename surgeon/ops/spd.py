@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, cast
 
 import torch
 from timm.layers import register_notrace_module
@@ -36,10 +37,6 @@ CHOICES = {
     "pool_conv": ("depthwise", "full"),
     "before": ("consumer", "norm"),
 }
-
-
-for layer in (SPDConv2d, SPDStdConv2d, SPDAvgPool2d, SPDMaxPool2d):
-    register_notrace_module(layer)  # their padding depends on the size: leaves for timm's feature extraction
 
 
 @register_op
@@ -113,7 +110,11 @@ class SPD(AbstractOp):
             return exchange(site, recorded, lambda _site, _pool: nn.Identity(), "removed")
         if site.kind == "strided_pool":
             reason = _why_not_pool(layer)
-            return Refused(reason) if reason else exchange(site, recorded, self._pool, _into(layer))
+            return (
+                Refused(reason)
+                if reason
+                else exchange(site, recorded, partial(self._pool, _widths(site, recorded)), _into(layer))
+            )
         if getattr(layer, "weight", None) is None:
             return Refused("computes its kernel from the image, so there is no weight to place")
         if SPDConv2d.is_patchify(layer):
@@ -121,7 +122,7 @@ class SPD(AbstractOp):
         if reason := SPDConv2d.why_not(layer):
             return Refused(reason)
         if self.order == "conv-spd":
-            return conv_spd(site, recorded, self.before)
+            return conv_spd(site, cast(nn.Conv2d, layer), recorded, self.before)
         return exchange(site, recorded, self._conv, f"space-to-depth({by(site.stride)}) + conv")
 
     def _conv(self, site: Site, conv: nn.Module) -> nn.Module:
@@ -130,10 +131,13 @@ class SPD(AbstractOp):
                 torch.manual_seed(self.seed + zlib.crc32(site.path.encode()))
             return SPDConv2d.from_conv2d(conv, kernel=self.kernel, init=self.init)
 
-    def _pool(self, site: Site, pool: nn.Module) -> nn.Module:
+    def _pool(self, widths: list[int], site: Site, pool: nn.Module) -> nn.Module:
+        """``widths`` is empty for a functional pool, of which each call is a site."""
+        if len(widths) > 1:
+            return ByWidth({width: self._pool([width], site, pool) for width in widths})
         found = getattr(pool, "slice", None)
         last = found is not None and found.axes == (1, 2)
-        channels = site.in_shape[2 if last else 0]
+        channels = widths[0] if widths else site.in_shape[2 if last else 0]
         kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
         layer = kind.from_pool(pool, channels, full=self.pool_conv == "full", dtype=torch.float64)  # then as its model
         return ChannelsLast(layer) if last else layer
@@ -151,6 +155,35 @@ def _why_not_pool(pool: nn.Module) -> str | None:
         return f"starts at position {found.start} or cuts besides, as no pool does; slice twice in the code: cut, skip"
     kind = SPDMaxPool2d if isinstance(pool, nn.MaxPool2d) else SPDAvgPool2d
     return kind.why_not(pool)
+
+
+def _widths(site: Site, recorded: Trace) -> list[int]:
+    """The numbers of channels a pool is called on: it has no width, the layer that replaces it has one."""
+    nodes = [n for n in recorded.graph.nodes if n.op == "call_module" and n.target == site.path]
+    return sorted({n.all_input_nodes[0].meta["val"].shape[1] for n in nodes})
+
+
+class ByWidth(nn.Module):
+    """A layer for each number of channels, in the place of one pool that is called on several.
+
+    Shape:
+        - Input: (N, C, H, W), C one of the widths
+        - Output: as the layer's of that width
+    """
+
+    def __init__(self, layers: dict[int, nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(width): layer for width, layer in layers.items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer of the input's width."""
+        y: Tensor = self.layers[str(x.shape[1])](x)
+        return y
+
+    def lower(self) -> nn.Module | None:
+        """The same around the lowered layers."""
+        lowered = {int(width): layer.lower() for width, layer in self.layers.items()}  # type: ignore[operator]
+        return None if None in lowered.values() else ByWidth(lowered)
 
 
 class ChannelsLast(nn.Module):
@@ -174,3 +207,7 @@ class ChannelsLast(nn.Module):
         """The same around the lowered layer."""
         lowered = self.layer.lower()  # type: ignore[operator]
         return None if lowered is None else ChannelsLast(lowered)
+
+
+for layer in (SPDConv2d, SPDStdConv2d, SPDAvgPool2d, SPDMaxPool2d, ByWidth):
+    register_notrace_module(layer)  # their padding depends on the size: leaves for timm's feature extraction

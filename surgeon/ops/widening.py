@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Edit, SetAttribute, Swap, twin, untouchable
+from surgeon.ops.spd_windows import conv_style
 from surgeon.tracing import Trace
 
 SPATIAL = (
@@ -131,23 +132,23 @@ class Widening:
         global_mean = name == "mean" and isinstance(value, Tensor) and value.shape[:2] == self._input(node).shape[:2]
         flat = name in ("flatten", "squeeze") and self._input(node).shape[2:] == (1, 1)
         if name in THROUGH or global_mean or flat:
-            self.grown[node] = self.grown[node.args[0]]  # type: ignore[index]
+            self.grown[node] = self.grown[_subject(node)]
             return None
         if name in ("add", "iadd") and len({self.grown.get(n) for n in node.all_input_nodes}) == 1:
-            self.grown[node] = self.grown[node.args[0]]  # type: ignore[index]
+            self.grown[node] = self.grown[node.all_input_nodes[0]]
             return None
         where = node.meta["owner"] or "the model"
         return f"is read by '{name}' in '{where}', which needs the channels it had"
 
     def _input(self, node: fx.Node) -> Tensor:
-        value: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
+        value: Tensor = _subject(node).meta["val"]
         return value
 
     def _axis(self, node: fx.Node) -> Any:
         return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
 
     def _concatenate(self, node: fx.Node) -> None:
-        parts: Any = node.args[0]
+        parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
         grown = [self.grown.get(part, Growth.none(part.meta["val"].shape[1])) for part in parts]
         total = grown[0]
         for part in grown[1:]:
@@ -157,7 +158,6 @@ class Widening:
     def _meet_module(self, node: fx.Node) -> str | None:
         path, growth = str(node.target), self.grown[node.all_input_nodes[0]]
         module = self.recorded.model.get_submodule(path)
-        kind = type(module).__name__
         if reason := untouchable(module):
             return f"is read by '{path}', which {reason}"
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -166,11 +166,9 @@ class Widening:
             return None
         if isinstance(module, nn.Linear):
             return self._widen_linear(node, module, growth)
-        if isinstance(module, nn.Conv2d) and type(module)._conv_forward is nn.Conv2d._conv_forward:
-            own = type(module).forward is nn.Conv2d.forward or kind == "Conv2dSame"
-            if own and _groups_hold(module, growth):
-                self.readers[path] = partial(widen_conv, growth)
-                return None
+        if isinstance(module, nn.Conv2d) and conv_style(module) in ("plain", "same") and _groups_hold(module, growth):
+            self.readers[path] = partial(widen_conv, growth)
+            return None
         activation = type(module).__module__ == "torch.nn.modules.activation"
         if isinstance(module, SPATIAL) or (activation and not isinstance(module, PER_CHANNEL_ACTIVATIONS)):
             self.grown[node] = growth
@@ -178,7 +176,7 @@ class Widening:
         if isinstance(module, nn.Flatten) and self._input(node).shape[2:] == (1, 1):
             self.grown[node] = growth
             return None
-        return f"is read by '{path}' ({kind}), which cannot be widened"
+        return f"is read by '{path}' ({type(module).__name__}), which cannot be widened"
 
     def _widen_linear(self, node: fx.Node, module: nn.Linear, growth: Growth) -> str | None:
         if self._input(node).ndim != 2 or module.in_features != max(growth.source) + 1:
@@ -201,6 +199,11 @@ class Widening:
             if len(seen) != 1 or None in seen or len(calls) > 1:
                 return f"is read by '{node.target}', which also reads other features"
         return None
+
+
+def _subject(node: fx.Node) -> fx.Node:
+    """The tensor a function works on, given by position or by name."""
+    return cast(fx.Node, node.args[0] if node.args else node.kwargs["input"])
 
 
 def _groups_hold(conv: nn.Conv2d, growth: Growth) -> bool:
