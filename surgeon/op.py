@@ -14,8 +14,9 @@ from surgeon.derived import InsteadOf
 from surgeon.edit import Edit, Swap, SwapCall, untouchable
 from surgeon.errors import RecipeError, RefusedError
 from surgeon.owncode import is_call, own_graph, passed
+from surgeon.recorder import strided_slice
 from surgeon.site import Kind, Site
-from surgeon.tracing import Trace, strided_slice
+from surgeon.tracing import Trace
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import RefusedError
-from surgeon.tracing import Trace, function_name, strided_slice
+from surgeon.recorder import function_name, strided_slice
+from surgeon.tracing import Trace
 
 FORWARDS = "_surgeon_forwards"  # of a class whose code differs in training and evaluation
 PLAIN = (int, float, str, tuple, type(None))  # bool is an int

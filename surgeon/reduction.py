@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from surgeon.tracing import LEAVES, Trace
+from surgeon.recorder import LEAVES
+from surgeon.tracing import Trace
 
 
 def total_strides(recorded: Trace, strides: Mapping[fx.Node, int]) -> dict[fx.Node, int]:

@@ -9,54 +9,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
-import re
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from surgeon.errors import TraceError
+from surgeon.recorder import Recorder
 from surgeon.skeleton import FAKE_MODE, skeleton
-
-ONE_AT_A_TIME = threading.RLock()
-LEAVES = (
-    nn.modules.conv._ConvNd,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._LPPoolNd,
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.MultiheadAttention,
-)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a call of ``module`` is one node: by class, so that subclasses of ``nn.Conv2d`` are leaves too."""
-    home = type(module).__module__
-    if isinstance(module, LEAVES) or home.startswith("surgeon.ops."):
-        return True
-    return home.startswith("torch.nn.") and not any(module.children())
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """The plain name of a torch function or method: ``conv2d``, ``getitem``, ``add``."""
-    return str(getattr(function, "__name__", type(function).__name__)).strip("_")
-
-
-STANDS_FOR = re.compile(r"surgeon_(\w+)_\d+")  # a child in the place of a functional call, which still counts
 
 
 @dataclass
@@ -101,154 +65,6 @@ def within(node: fx.Node, path: str) -> bool:
     return path in ("", own) or own.startswith(path + ".")
 
 
-class _Macs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts multiply-adds by torch's own formulas, which count a multiply-add as two operations."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out) // 2
-        return out
-
-
-@dataclass
-class _Frame:
-    """One running call of a module."""
-
-    path: str
-    run: int = 0
-    calls: Counter[str] = field(default_factory=Counter)
-
-
-class Recorder(TorchFunctionMode):
-    """Turns torch calls and leaf-module calls into nodes while the model's code runs on fake tensors."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.graph = fx.Graph()
-        self.paths = {id(m): name for name, m in model.named_modules()}
-        named = itertools.chain(model.named_parameters(), model.named_buffers())
-        self.attributes = {id(t): name for name, t in named}
-        self.nodes: dict[int, fx.Node] = {}
-        self.alive: list[Any] = []  # an id is a key only while its tensor lives
-        self.frames = [_Frame("")]
-        self.runs: Counter[str] = Counter()
-        self.passed: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
-        self.inside_leaf = False
-        self.macs = _Macs()  # type: ignore[no-untyped-call]
-        self.notes: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        before = self.macs.total
-        try:
-            out = func(*args, **kwargs)
-        except DataDependentOutputException:
-            return self._assume(func)
-        if not self.inside_leaf and any(isinstance(t, Tensor) for t in _flat(out)):
-            self._add("call_function", func, args, kwargs, out, before)
-        elif not self.inside_leaf and function_name(func) == "setitem":
-            self._add("call_function", func, args, kwargs, args[0], before)
-        return out
-
-    def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for ``nn.Module.__call__``: hooks do not run, so reading a model triggers nothing."""
-        if self.inside_leaf:
-            return module.forward(*args, **kwargs)
-        path = self.paths.get(id(module)) or f"{self.frames[-1].path}.<{type(module).__name__}>".lstrip(".")
-        if module is self.root:
-            path = ""
-        self.frames.append(_Frame(path, self.runs[path]))
-        self.runs[path] += 1
-        self.passed.setdefault(path, []).append((len(args), tuple(kwargs)))
-        self.inside_leaf = is_leaf(module) and path != ""
-        before = self.macs.total
-        try:
-            out = module.forward(*args, **kwargs)
-        finally:
-            leaf, self.inside_leaf = self.inside_leaf, False
-            self.frames.pop()
-        if leaf:
-            self._add("call_module", path, args, kwargs, out, before)
-            if stands := STANDS_FOR.fullmatch(path.rpartition(".")[2]):
-                self.frames[-1].calls[stands[1]] += 1
-        elif isinstance(out, Tensor) and path:
-            self._node(out).meta.setdefault("returned_by", []).append(path)
-        return out
-
-    def _add(self, op: str, target: Any, args: Any, kwargs: Any, out: Any, macs_before: int) -> None:
-        """One node for the call; where it returns several tensors, one more for each of them."""
-        node = self.graph.create_node(op, target, self._arguments(tuple(args)), self._arguments(dict(kwargs)))
-        frame = self.frames[-1]
-        name = target if op == "call_module" else function_name(target)
-        node.meta.update(val=out, owner=frame.path, run=frame.run, name=name, order=len(self.graph.nodes))
-        node.meta["macs"] = self.macs.total - macs_before
-        counted = name != "getitem" or strided_slice(args[1])
-        node.meta["index"] = frame.calls[name]
-        frame.calls[name] += counted
-        if isinstance(out, Tensor):
-            return self._bind(out, node)
-        for i, tensor in enumerate(_flat(out)):
-            if isinstance(tensor, Tensor):
-                part = self.graph.create_node("call_function", operator.getitem, (node, i))
-                part.meta.update(node.meta, val=tensor, name="part", macs=0, order=len(self.graph.nodes))
-                self._bind(tensor, part)
-
-    def _bind(self, tensor: Tensor, node: fx.Node) -> None:
-        self.nodes[id(tensor)] = node
-        self.alive.append(tensor)
-
-    def _arguments(self, args: Any) -> Any:
-        return map_aggregate(args, lambda a: self._node(a) if isinstance(a, Tensor) else a)
-
-    def _node(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) not in self.nodes:
-            node = self.graph.create_node("get_attr", self.attributes.get(id(tensor), "constant"))
-            node.meta.update(val=tensor, owner=self.frames[-1].path, order=0)
-            self._bind(tensor, node)
-        return self.nodes[id(tensor)]
-
-    def _assume(self, func: Any) -> Any:
-        """The fallback where control flow depends on values: a test is taken as false, a number as one."""
-        name = function_name(func)
-        assumed = {"bool": False, "item": 1, "int": 1, "float": 1.0, "index": 1}
-        if name not in assumed:
-            raise TraceError(f"the forward of '{self.frames[-1].path}' needs the values of a tensor ({name})")
-        self.notes.append(f"'{self.frames[-1].path}' decides on a tensor's value; {name} was taken as {assumed[name]}")
-        return assumed[name]
-
-    @property
-    def root(self) -> nn.Module:
-        """The module being recorded."""
-        return self._root
-
-    @contextmanager
-    def recording(self, root: nn.Module) -> Iterator[None]:
-        """Record every call made inside the block; one recording at a time, whatever the thread."""
-        self._root = root
-        with ExitStack() as stack:
-            stack.enter_context(ONE_AT_A_TIME)
-            stack.enter_context(mock.patch.object(nn.Module, "__call__", _redirect(self)))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(self.macs)
-            stack.enter_context(self)
-            yield
-
-
-def _redirect(recorder: Recorder) -> Callable[..., Any]:
-    """Module calls of this thread go to the recorder; other threads run as ever."""
-    usual, thread = nn.Module.__call__, threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        here = threading.get_ident() == thread
-        return recorder.call(module, *args, **kwargs) if here else usual(module, *args, **kwargs)
-
-    return call
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Torch logs every operation that fails on fake tensors; the error raised says it once."""
@@ -258,22 +74,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-def strided_slice(index: Any) -> bool:
-    """Whether ``x[index]`` skips positions."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(p, slice) and isinstance(p.step, int) and abs(p.step) > 1 for p in parts)
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _flat(part)
-    else:
-        yield value
 
 
 def record_forward(model: nn.Module, sizes: Sequence[tuple[int, int, int]]) -> Trace:
@@ -305,7 +105,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         image = torch.empty(1, *input_size, dtype=dtype, device=first.device)
     node = recorder.graph.placeholder("x")
     node.meta.update(val=image, owner="", order=0)
-    recorder._bind(image, node)
+    recorder.bind(image, node)
     try:
         with _quiet(), fake, recorder.recording(model):
             out = model(image)
@@ -318,6 +118,6 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             f"{f', it fails in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
             "pass the input_size the model was built for, or operate on the part that runs"
         ) from error
-    recorder.graph.output(recorder._arguments(out)).meta["val"] = out
+    recorder.graph.output(recorder.arguments(out)).meta["val"] = out
     params = sum(p.numel() for p in model.parameters())
     return Trace(model, recorder.graph, input_size, tuple(dict.fromkeys(recorder.notes)), params, recorder.passed)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.contracts import TOLERANCE
+from tests.matrix.coverage import PAGE, exact_rows, exactness, page
 from tests.matrix.measure import (
     TORCHVISION,
     Book,
@@ -98,6 +100,18 @@ def test_spd_decides_every_strided_conv_and_pool() -> None:
 
 def test_spd_rewrites_at_least_95_percent() -> None:
     assert share([BOOK.rows[name] for name in NAMES]) >= 0.95
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", NAMES)
+def test_exact(name: str) -> None:
+    assert exactness(name)["error"] < TOLERANCE
+
+
+def test_the_page_of_coverage_is_up_to_date() -> None:
+    assert sorted(exact_rows()) == sorted(NAMES)
+    assert max(row["error"] for row in exact_rows().values()) < TOLERANCE
+    assert PAGE.read_text(encoding="utf-8") == page(BOOK, exact_rows()), "python -m tests.matrix.coverage"
 
 
 def test_share_counts_refusals_and_leaves_patchify_out() -> None:
