@@ -13,51 +13,78 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor, nn
 
 import surgeon
-from tests import contracts
-from tests.contracts import operate, relative, run, site_errors, stir
+from tests.contracts import alone, images, operate, relative, run, seen_at, stir
 from tests.matrix.measure import TORCHVISION, Book, Row
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "coverage.md"
-HEAD = """# Coverage of `spd`
+HEAD = """# Coverage of timm
+
+## `locate`
+
+All {names:,} names of timm are located; none fails. What is listed is proved: a second witness records, below the
+model's code, every operation from a map to a smaller one and every spatial convolution, and for each name nothing is
+missing and nothing invented (`tests/surgeon/completeness.py`; `pytest -m matrix`, and 98 families on every push). The
+counts of each name stand in `tests/matrix/expected_all.json`; any change fails until somebody has looked at it.
+
+## `spd`
 
 What `surgeon.plan(model, "spd")` decides for every strided conv and strided pool of one small model of each of timm's
-{n} families, with {versions}. Written by `python -m tests.matrix.coverage` from `tests/matrix/expected.json`,
-which every push compares with the code, and from `tests/matrix/exact.json` (`pytest -m matrix -k exact`).
+{n} families, with {versions}.
+Written by `python -m tests.matrix.coverage` from `tests/matrix/expected.json`, which every push compares with the code,
+and from `tests/matrix/exact.json` (`pytest -m matrix -k exact`).
 
 - **Sites**: {sites} strided convs and pools. **Rewritten** {rewritten}, **unchanged** {unchanged} (space-to-depth
   already: patchify convs, or slices that keep every position), **refused** {refused}.
 - **Share rewritten** of those that are not space-to-depth already: **{share:.1%}**.
-- **Largest relative error** in float64, weights stirred, of any rewritten site, inside the model and by itself at
-  another odd size, and of the whole models: **{error:.1e}** over {count} sites.
+- **Largest relative error** of any rewritten site in float64, weights stirred, old and new given the features the old
+  one sees in its model, and by themselves at another, odd size: **{error:.1e}** over {count} sites. Whole models:
+  **{model:.1e}** ({worst}); there rounding is amplified by what lies behind, as any other rounding is.
 
-## Refused, by reason
+### Refused, by reason
 
 {reasons}
 
-## By family
+### By family
 
 {families}
 """
 
 
 def exactness(name: str) -> Row:
-    """The largest relative error, in float64, of any site ``spd`` rewrites and of the whole model, at its own size."""
+    """Largest relative errors in float64 of what ``spd`` makes of a model, at the size it was built for.
+
+    Returns:
+        Number of rewritten sites; ``error`` of any site, the old and the new module given what the old one saw, and
+        features of an odd size more; ``model``, of the outputs, into which the model's own conditioning enters.
+    """
     torch.manual_seed(0)
     before = stir(timm.create_model(name).double()).eval()
     try:
         after = operate(copy.deepcopy(before), "spd")
     except surgeon.NoSiteError:
-        return {"sites": 0, "error": 0.0}
-    rewritten = surgeon.record(after).count("rewritten")
-    if not rewritten:
-        return {"sites": 0, "error": 0.0}
-    size = surgeon.record(after).input_size[1:]
-    x = contracts.images(size, channels=surgeon.record(after).input_size[0])
-    errors = [*site_errors(before, after, [size]).values(), relative(run(before, x), run(after, x))]
-    return {"sites": rewritten, "error": float(f"{max(errors):.1e}")}
+        return {"sites": 0, "error": 0.0, "model": 0.0}
+    record = surgeon.record(after)
+    paths = [change.path for change in record.changes if change.status == "rewritten"]
+    if not paths:
+        return {"sites": 0, "error": 0.0, "model": 0.0}
+    x = images(record.input_size[1:], channels=record.input_size[0])
+    errors = [error for path in paths for error in site_errors(before, after, path, x)]
+    whole = relative(run(before, x), run(after, x))
+    return {"sites": len(paths), "error": float(f"{max(errors):.1e}"), "model": float(f"{whole:.1e}")}
+
+
+def site_errors(before: nn.Module, after: nn.Module, path: str, x: Tensor) -> list[float]:
+    """Of one site, call by call, and by itself at another size."""
+    owner = path.split(":")[0]
+    calls = seen_at(before, [owner], x)[owner]
+    found = [relative(old, run(after.get_submodule(owner), features)) for features, old in calls]
+    if ":" not in path:
+        found += alone(before.get_submodule(path), after.get_submodule(path), calls[0][0].shape)
+    return found
 
 
 def page(book: Book, exact: dict[str, Row]) -> str:
@@ -71,26 +98,32 @@ def page(book: Book, exact: dict[str, Row]) -> str:
             rewritten=row["spd"]["rewritten"], unchanged=row["spd"]["unchanged"], refused=sum(refused.values())
         )
         reasons.update(refused)
-    lines = [
-        [name, *counts(row), f"{exact[name]['error']:.0e}" if exact[name]["sites"] else ""]
-        for name, row in rows.items()
-    ]
+    worst = max(exact, key=lambda name: exact[name]["model"])
+    lines = [[name, *counts(row), *errors(exact[name])] for name, row in rows.items()]
     return HEAD.format(
+        names=len(Book.read(HERE / "expected_all.json").rows),
         n=len(rows),
         versions=", ".join(f"{k} {v}" for k, v in book.versions.items() if k != "torchvision"),
         sites=totals.total(),
         **totals,
         share=totals["rewritten"] / (totals["rewritten"] + totals["refused"]),
         error=max(row["error"] for row in exact.values()),
+        model=exact[worst]["model"],
+        worst=worst,
         count=sum(row["sites"] for row in exact.values()),
-        reasons=markdown(["sites", "reason"], [[n, reason] for reason, n in reasons.most_common()]),
-        families=markdown(["model", "rewritten", "unchanged", "refused", "largest error"], lines),
+        reasons=markdown(["sites", "reason"], [[n, r] for r, n in reasons.most_common()]) if reasons else "None.",
+        families=markdown(["model", "rewritten", "unchanged", "refused", "error of a site", "of the model"], lines),
     )
 
 
 def counts(row: Row) -> list[int]:
     """Rewritten, unchanged, refused."""
     return [row["spd"]["rewritten"], row["spd"]["unchanged"], sum(row["spd"]["refused"].values())]
+
+
+def errors(row: Row) -> list[str]:
+    """In words; none where nothing was rewritten."""
+    return [f"{row['error']:.0e}", f"{row['model']:.0e}"] if row["sites"] else ["", ""]
 
 
 def markdown(head: list[str], rows: list[list[Any]]) -> str:
