@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.contracts import TOLERANCE
 from tests.matrix.coverage import PAGE, exact_rows, exactness, page
@@ -33,11 +32,6 @@ PLAIN = ("resnet18", "googlenet", "mobilenet_v3_small", "efficientnet_b0", "conv
 PLAIN = tuple(f"{TORCHVISION}{name}" for name in (*PLAIN, "shufflenet_v2_x0_5"))
 BOOK = Book.read(HERE / "expected.json")
 NAMES = [name for name in BOOK.rows if not name.startswith(TORCHVISION)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,15 +10,6 @@ from surgeon.errors import RecipeError, RefusedError
 from surgeon.ops.space_to_depth import Blocks, Window, block_conv2d, embed, pad_or_crop, space_to_depth
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are a hundred times faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("block", [(1, 1), (2, 2), (3, 1), (2, 4)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_every_pixel_lands_where_the_docstring_says(block, memory_format):

@@ -25,15 +25,6 @@ STD = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are a hundred times faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def error(a: nn.Module, b: nn.Module, channels: int, size: tuple[int, int]) -> float:
     """Largest difference on random input; infinite where shapes differ."""
     x = torch.randn(2, channels, *size, dtype=torch.float64)

@@ -18,15 +18,6 @@ CHANNELS = 3
 SIZES = [(1, 1), (1, 2), (2, 3), (4, 1), (3, 5), (5, 4), (6, 7), (7, 9), (8, 8), (9, 6), (11, 12), (13, 10), (17, 16)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are a hundred times faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def spd_of(pool: nn.Module, full: bool = False) -> nn.Module:
     cls = SPDAvgPool2d if isinstance(pool, nn.AvgPool2d) else SPDMaxPool2d
     return cls.from_pool(pool, CHANNELS, full=full, dtype=torch.float64)
