@@ -67,7 +67,9 @@ def test_name(name: str, check_all: Check) -> None:
 
 
 @pytest.mark.matrix
-def test_no_name_is_left_over() -> None:
+def test_no_name_is_left_over(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("update_matrix"):
+        pytest.skip("the file is being written")
     assert sorted(Book.read(HERE / "expected_all.json").rows) == timm_names()
 
 
