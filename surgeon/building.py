@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from surgeon.ledger import BUILDER, Ledger
+from surgeon.host import Size
+from surgeon.ledger import BUILDER
+from surgeon.randomness import generators_kept
 from surgeon.rewriting import apply
+from surgeon.structure import why_not_equal
 
 Builder = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -39,33 +43,56 @@ def create_model(name: str, recipe: Any = None, **timm_kwargs: Any) -> nn.Module
     return model if recipe is None else apply(model, recipe)
 
 
-def builder_of(model: nn.Module) -> Builder | None:
-    """How to build ``model`` as it was before surgery; None when that is not known for sure.
+def builder_of(
+    model: nn.Module, size: Size | None, replay: Callable[[nn.Module], object]
+) -> tuple[Builder | None, str, nn.Module | None]:
+    """How to build ``model`` as it was before surgery, checked: built on the meta device it must compute the same.
 
-    What ``create_model`` remembered; else timm's architecture with the number of classes and channels, checked by
-    building it without memory and comparing every tensor's shape.
+    Tried are what ``create_model`` remembered, then timm's architecture with the number of classes, channels and the
+    image size the model has now.
+
+    Args:
+        model: Operated or not.
+        size: (C, H, W) of its images; None where it is not known.
+        replay: Operates on a model built anew as ``model`` was operated.
+
+    Returns:
+        The builder; "" or, where it is None, why; and the model built with it and not operated yet.
     """
+    note = "the model was not built by timm"
+    for builder in _candidates(model):
+        arguments = ", ".join([repr(builder["timm"]), *(f"{k}={v!r}" for k, v in builder["arguments"].items())])
+        try:
+            with generators_kept(), torch.device("meta"):
+                base, twin = build(builder), build(builder)
+            replay(twin)
+            differs = why_not_equal(twin, model, size) or _shapes_differ(twin, model)
+        except Exception as error:
+            differs = f"{type(error).__name__}: {error}"
+        if differs is None:
+            return builder, "", base
+        if note.startswith("the model"):
+            note = f"timm.create_model({arguments}) builds another model: {differs}"
+    return None, note, None
+
+
+def _candidates(model: nn.Module) -> Iterator[Builder]:
+    known = {"num_classes": getattr(model, "num_classes", None), "in_chans": _channels(model)}
+    seen = {name: value for name, value in known.items() if value is not None}
     remembered = model.__dict__.get(BUILDER)
     if remembered is not None:
-        return dict(remembered)
-    config = getattr(model, "pretrained_cfg", None) or {}
-    name = config.get("architecture")
+        yield remembered
+        if "num_classes" in seen:  # reset_classifier may have changed it
+            yield {**remembered, "arguments": {**remembered["arguments"], "num_classes": seen["num_classes"]}}
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name or not timm.is_model(name):
-        return None
-    classes, channels = getattr(model, "num_classes", None), _channels(model)
-    arguments = {k: v for k, v in (("num_classes", classes), ("in_chans", channels)) if v is not None}
-    ledger = Ledger.of(model)
-    expected = ledger.shapes if ledger else shapes_of_state(model)
-    for candidate in (arguments, {k: v for k, v in arguments.items() if k != "in_chans"}):
-        builder = {"timm": name, "arguments": candidate}
-        try:
-            with torch.device("meta"):
-                twin = build(builder)
-        except Exception:
-            continue
-        if shapes_of_state(twin) == expected and type(twin).__qualname__ == type(model).__qualname__:
-            return builder
-    return None
+        return
+    pool = getattr(getattr(model, "global_pool", None), "pool_type", None)
+    side = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    more = {"global_pool": pool} if pool not in (None, "", "avg") else {}
+    more |= {"img_size": tuple(side)} if isinstance(side, (tuple, list)) else {}
+    yield {"timm": name, "arguments": {**seen, **more}}
+    yield {"timm": name, "arguments": {k: v for k, v in seen.items() if k != "in_chans"}}
 
 
 def _channels(model: nn.Module) -> int | None:
@@ -73,9 +100,15 @@ def _channels(model: nn.Module) -> int | None:
     return None if conv is None else int(conv.in_channels)  # type: ignore[arg-type]
 
 
+def _shapes_differ(there: nn.Module, here: nn.Module) -> str | None:
+    a, b = shapes_of_state(there), shapes_of_state(here)
+    name = next((n for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)), None)
+    return None if name is None else f"tensor '{name}': {a.get(name, 'none')} there, {b.get(name, 'none')} here"
+
+
 def build(builder: Builder) -> nn.Module:
     """Build the model a builder describes, with fresh weights."""
-    model: nn.Module = timm.create_model(builder["timm"], pretrained=False, **builder["arguments"])
+    model: nn.Module = timm.create_model(builder["timm"], pretrained=False, **_tuples(builder["arguments"]))
     model.__dict__[BUILDER] = builder
     return model
 
@@ -85,8 +118,15 @@ def shapes_of_state(model: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, which it does not know."""
+    if isinstance(value, dict):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
 def _is_data(value: Any) -> bool:
     try:
-        return bool(json.loads(json.dumps(value)) == value)
+        return bool(_tuples(json.loads(json.dumps(value))) == _tuples(value))
     except (TypeError, ValueError):
         return False

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.derived import After, InsteadOf, derive, underived
-from surgeon.errors import RefusedError, SurgeonError
+from surgeon.errors import RefusedError
+from surgeon.following import align, follow
 from surgeon.owncode import read_parameters
 
-TAGS = ("i", "f", "type", "np")  # ultralytics' forward reads them off each layer
 MISSING = "<missing>"
 Make = Callable[[nn.Module], nn.Module]
 
@@ -27,8 +28,8 @@ Make = Callable[[nn.Module], nn.Module]
 class Reverse(Protocol):
     """How to take one edit back."""
 
-    def revert(self, model: nn.Module) -> None:
-        """Undo the edit in ``model``."""
+    def revert(self, model: nn.Module) -> Callable[[], None]:
+        """Undo the edit in ``model``; what is answered makes it again."""
 
 
 class Edit(Protocol):
@@ -52,7 +53,7 @@ class Swap:
     def perform(self, model: nn.Module) -> Restore:
         """Build, let the new module follow the old one, and set it."""
         old = model.get_submodule(self.path)
-        new = _follow(model, self.path, self.make(old))
+        new = follow(model, self.path, self.make(old))
         names = tuple(n for n, m in model.named_modules(remove_duplicate=False) if m is old)
         _set(model, names, new)
         return Restore(names, old, new)
@@ -66,53 +67,18 @@ class Restore:
     old: nn.Module
     new: nn.Module = field(repr=False)
 
-    def revert(self, model: nn.Module) -> None:
+    def revert(self, model: nn.Module) -> Callable[[], None]:
         """Set the old module again, on the device and in the precision the model has now."""
-        here = next((t for t in model.get_submodule(self.names[0]).parameters() if t.is_floating_point()), None)
-        if here is not None and any(t.device != here.device or t.dtype != here.dtype for t in self.old.parameters()):
-            self.old.to(here.device, here.dtype)
+        present = model.get_submodule(self.names[0])
+        align(self.old, present)
         self.old.train(self.new.training)
         _set(model, self.names, self.old)
+        return partial(_set, model, self.names, present)
 
 
 def _set(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
     for name in names:
         model.set_submodule(name, module, strict=True)
-
-
-def _follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Let ``new`` take over the mode and tags of the module at ``path``, and the nearest weights' device and dtype.
-
-    A builder that had weights to start from has set device, dtype and ``requires_grad`` itself.
-    """
-    old = model.get_submodule(path)
-    new.train(old.training)
-    for tag in TAGS:
-        if tag in old.__dict__:
-            setattr(new, tag, getattr(old, tag))
-    near = _nearest_weight(model, path)
-    _join(new, torch.empty(0) if near is None else near)
-    return new
-
-
-def _join(new: nn.Module, near: Tensor) -> None:
-    """Move fresh floating-point parameters to the device and dtype of ``near`` (``Module.to`` refuses fake ones)."""
-    for module in new.modules():
-        for name, p in module._parameters.items():
-            if p is not None and p.is_floating_point() and (p.device != near.device or p.dtype != near.dtype):
-                module._parameters[name] = nn.Parameter(p.detach().to(near.device, near.dtype), p.requires_grad)
-
-
-def _nearest_weight(model: nn.Module, path: str) -> Tensor | None:
-    """The last floating-point parameter at or before ``path``, else the first one behind it."""
-    found: Tensor | None = None
-    passed = False
-    for name, module in model.named_modules():
-        passed = passed or name == path
-        for tensor in module._parameters.values():
-            if tensor is not None and tensor.is_floating_point() and (not passed or found is None or name == path):
-                found = tensor
-    return found
 
 
 @dataclass(frozen=True)
@@ -135,13 +101,12 @@ class SwapCall:
     def perform(self, model: nn.Module) -> Reclass:
         """Derive the owner's class."""
         owner = model.get_submodule(self.path)
-        child = _follow(model, self.path, self.make(owner))
+        child = follow(model, self.path, self.make(owner))
         before = read_parameters(owner, self.how.given)
         reverse = _derive(model, self.path, self.how, child)
         unread = before - read_parameters(owner, self.how.given)
         reverse.frozen = tuple(name for name in sorted(unread) if owner.get_parameter(name).requires_grad)
-        for name in reverse.frozen:
-            owner.get_parameter(name).requires_grad_(False)
+        _freeze(owner, reverse.frozen, True)
         return reverse
 
 
@@ -158,7 +123,7 @@ class Append:
         module = model.get_submodule(self.path)
         if self.name in module._modules:
             raise RefusedError(f"the output of '{self.path}' is already rearranged")
-        return _derive(model, self.path, After(self.name), _follow(model, self.path, self.make(module)))
+        return _derive(model, self.path, After(self.name), follow(model, self.path, self.make(module)))
 
 
 @dataclass
@@ -169,13 +134,25 @@ class Reclass:
     child: str
     frozen: tuple[str, ...] = ()
 
-    def revert(self, model: nn.Module) -> None:
+    def revert(self, model: nn.Module) -> Callable[[], None]:
         """Give the module its own class again and drop the child it got."""
         module = model.get_submodule(self.path)
+        cls, child = type(module), module.get_submodule(self.child)
         underived(module)
         delattr(module, self.child)
-        for name in self.frozen:
-            module.get_parameter(name).requires_grad_(True)
+        _freeze(module, self.frozen, False)
+
+        def again() -> None:
+            module.add_module(self.child, child)
+            module.__class__ = cls
+            _freeze(module, self.frozen, True)
+
+        return again
+
+
+def _freeze(module: nn.Module, names: Sequence[str], frozen: bool) -> None:
+    for name in names:
+        module.get_parameter(name).requires_grad_(not frozen)
 
 
 def _derive(model: nn.Module, path: str, how: After | InsteadOf, child: nn.Module) -> Reclass:
@@ -215,13 +192,15 @@ class Reset:
     name: str
     old: Any
 
-    def revert(self, model: nn.Module) -> None:
+    def revert(self, model: nn.Module) -> Callable[[], None]:
         """Set the old value again."""
         module = model.get_submodule(self.path)
+        present = getattr(module, self.name)
         if isinstance(self.old, str) and self.old == MISSING:
             delattr(module, self.name)
         else:
             setattr(module, self.name, self.old)
+        return partial(setattr, module, self.name, present)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -246,9 +225,15 @@ def perform(model: nn.Module, edits: Sequence[Edit]) -> list[Reverse]:
 
 
 def revert(model: nn.Module, log: Sequence[Reverse]) -> None:
-    """Take edits back, newest first."""
-    for entry in reversed(log):
-        entry.revert(model)
+    """Take edits back, newest first: all of them, or none where one cannot be."""
+    again: list[Callable[[], None]] = []
+    try:
+        for entry in reversed(log):
+            again.append(entry.revert(model))
+    except BaseException:
+        for remake in reversed(again):
+            remake()
+        raise
 
 
 def untouchable(module: nn.Module) -> str | None:
@@ -264,11 +249,12 @@ def untouchable(module: nn.Module) -> str | None:
 
 
 def copy_tensors(values: dict[str, Tensor], model: nn.Module) -> None:
-    """Write ``values`` into the parameters and buffers of the same names, keeping device and dtype of the model."""
+    """Write ``values`` into the parameters and buffers of the same names, keeping device and dtype of the model.
+
+    A tensor of another shape, or gone, was replaced by the user since (a new classifier): it stays as it is.
+    """
     held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    lost = sorted(values.keys() - held.keys())
-    if lost:
-        raise SurgeonError(f"the model has no tensor {lost[0]!r}, one of {len(lost)} to be restored")
     with torch.no_grad():
-        for name, value in values.items():
-            held[name].copy_(value)
+        for name in values.keys() & held.keys():
+            if held[name].shape == values[name].shape:
+                held[name].copy_(values[name])

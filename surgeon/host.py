@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -63,20 +64,27 @@ def input_sizes(model: nn.Module, input_size: InputSize = None) -> list[Size]:
     Raises:
         SurgeonError: When the size is malformed, or neither given nor known.
     """
-    if input_size is None:
-        sides = _own_size(model)
-    elif isinstance(input_size, int):
-        sides = (input_size, input_size)
-    else:
-        sides = tuple(input_size)
-    if len(sides) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sides):
+    sides = _own_size(model) if input_size is None else _sides(input_size)
+    if len(sides) not in (2, 3) or min(sides) < 1:
         raise SurgeonError(f"input_size is {input_size!r}; pass a positive int, (H, W) or (C, H, W)")
     if len(sides) == 3:
         return [(sides[0], sides[1], sides[2])]
     return [(channels, sides[0], sides[1]) for channels in _channels(model)]
 
 
+def _sides(input_size: Any) -> tuple[int, ...]:
+    """Whole numbers of any library; nothing where it is none."""
+    several = input_size if isinstance(input_size, (tuple, list)) else (input_size, input_size)
+    try:
+        return () if any(isinstance(n, bool) for n in several) else tuple(operator.index(n) for n in several)
+    except (TypeError, ValueError):
+        return ()
+
+
 def _channels(model: nn.Module) -> list[int]:
+    ledger = model.__dict__.get(LEDGER)
+    if ledger is not None:
+        return [ledger.input_size[0]]
     convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     remembered = (getattr(m, "in_chans", None) or getattr(m, "in_channels", None) for m in model.modules())
     first = [*itertools.islice(convs, 1), *itertools.islice((n for n in remembered if isinstance(n, int)), 1)]

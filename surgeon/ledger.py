@@ -82,13 +82,18 @@ class Ledger:
         """Bring ``model`` back to before the first ``apply``, every value included.
 
         Raises:
-            RefusedError: When the originals were dropped.
+            RefusedError: When the originals were dropped, or modules that were operated are gone.
         """
         if self.log is None:
             raise RefusedError(
                 "cannot undo: the originals were dropped (keep_originals: false); load the original checkpoint instead"
             )
-        revert(model, self.log)
+        try:
+            revert(model, self.log)
+        except AttributeError as error:
+            raise RefusedError(
+                f"cannot undo: an operated module is gone ({error}); put it back, or load the original checkpoint"
+            ) from error
         copy_tensors(self.before, model)
         del model.__dict__[LEDGER]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import RefusedError
+from surgeon.randomness import generators_kept
 from surgeon.recorder import function_name, strided_slice
 from surgeon.tracing import Trace
 
@@ -97,17 +97,14 @@ def own_graph(owner: nn.Module, training: bool, given: frozenset[str] | None = N
     """
     read: dict[str, Any] = {}
     twin, tracer, name = _watched(owner, training, read), _OwnCode(), type(owner).__name__
-    states = random.getstate(), np.random.get_state()
+    states = repr((random.getstate(), np.random.get_state()))
     try:
-        with torch.random.fork_rng(devices=[]), _Factories(tracer):
+        with generators_kept(), _Factories(tracer):
             graph = tracer.trace(twin, _fixed(owner, training, given))
+            drawn = states != repr((random.getstate(), np.random.get_state()))
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise RefusedError(f"the code of its owner {name} cannot be traced without values: {reason}") from error
-    finally:
-        drawn = repr(states) != repr((random.getstate(), np.random.get_state()))
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     if drawn:
         raise RefusedError(f"the code of its owner {name} draws Python's or numpy's random numbers; use torch's")
     names = list(inspect.signature(forward_in(owner, training)).parameters)[1:]

@@ -8,28 +8,33 @@ whole model: the old one or the new one.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
 from surgeon.building import Builder, Shapes, build, builder_of, shapes_of_state
 from surgeon.change import Record
 from surgeon.errors import LoadError, SurgeonError
-from surgeon.host import unwrap
+from surgeon.host import Size, input_sizes, unwrap
 from surgeon.ledger import Ledger
+from surgeon.randomness import generators_kept
 from surgeon.recipe import Recipe
 from surgeon.rewriting import apply
-
-SCHEMA = 1
-MANIFEST = "recipe.json"
-FIELDS = ("schema", "versions", "builder", "input_size", "keep_originals", "record", "shapes", "frozen", "files")
+from surgeon.storage import (
+    MANIFEST,
+    SCHEMA,
+    read_manifest,
+    read_tensors,
+    replace_file,
+    sweep,
+    version_hint,
+    versions,
+    write_tensors,
+)
+from surgeon.structure import first_difference, structure
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -55,25 +60,30 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     module, folder = unwrap(model), Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise SurgeonError(f"cannot save to {folder}: it is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger.of(module)
+    if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
+        raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    files = {"weights": _write(folder, "weights", weights)}
-    if ledger is not None and ledger.log is not None:
-        files["originals"] = _write(folder, "originals", _originals(module, weights))
+    files = {"weights": write_tensors(folder, "weights", weights)}
+    keep = ledger is not None and ledger.log is not None
+    before = _undone(module) if keep else None if ledger else module
+    if keep and before is not None:
+        files["originals"] = write_tensors(folder, "originals", _originals(before, weights))
     manifest = {
         "schema": SCHEMA,
         "versions": versions(),
-        "builder": builder_of(module),
+        **_how_built(module, before, ledger),
         "input_size": list(ledger.input_size) if ledger else None,
-        "keep_originals": ledger is not None and ledger.log is not None,
+        "keep_originals": keep,
         "record": ledger.record.to_dict() if ledger else None,
-        "shapes": {k: list(v) for k, v in (ledger.shapes if ledger else shapes_of_state(module)).items()},
-        "frozen": [name for name, p in module.named_parameters() if not p.requires_grad],
+        "structure": structure(module),
+        "frozen": _frozen(module),
+        "frozen_before": _frozen(before) if before is not None else [],
         "files": files,
     }
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sweep(folder, {str(file["name"]) for file in files.values()})
+    sweep(folder, {str(file["name"]) for file in files.values()})
     return folder
 
 
@@ -93,8 +103,14 @@ def load(path: str | Path, model: nn.Module | None = None, device: str | torch.d
             needed.
     """
     folder = Path(path).expanduser()
-    manifest = _read_manifest(folder)
-    weights = _read(folder, manifest, "weights")
+    manifest = read_manifest(folder)
+    with generators_kept():
+        base = _rebuild(folder, manifest, model)
+    return base.to(device).eval()
+
+
+def _rebuild(folder: Path, manifest: dict[str, Any], model: nn.Module | None) -> nn.Module:
+    weights = read_tensors(folder, manifest, "weights")
     shapes: Shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
     base = _base(manifest, model, folder)
     _compare(shapes_of_state(base), shapes, f"{folder}: the model to operate", manifest)
@@ -103,15 +119,45 @@ def load(path: str | Path, model: nn.Module | None = None, device: str | torch.d
             tensor.data = tensor.data.to(weights[name].dtype)
     if manifest["record"] is not None:
         if manifest["keep_originals"]:
-            originals = {**weights, **_read(folder, manifest, "originals")}
+            originals = {**weights, **read_tensors(folder, manifest, "originals")}
             base.load_state_dict({name: originals[name] for name in shapes})
-        _replay(base, manifest)
+            _freeze(base, manifest["frozen_before"])
+        _replay_saved(base, manifest)
     _compare(shapes_of_state(base), {k: tuple(v.shape) for k, v in weights.items()}, f"{folder}: its weights", manifest)
+    if differs := first_difference(manifest["structure"], structure(base)):
+        raise LoadError(f"{folder}: the model to operate is another: {differs}{version_hint(manifest)}")
     base.load_state_dict(weights)
-    frozen = set(manifest["frozen"])
-    for name, parameter in base.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return base.to(device).eval()
+    _freeze(base, manifest["frozen"])
+    return base
+
+
+def _freeze(model: nn.Module, names: list[str]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+
+
+def _how_built(module: nn.Module, before: nn.Module | None, ledger: Ledger | None) -> dict[str, Any]:
+    """The builder, checked, and the shapes of the tensors before surgery."""
+
+    def replay(base: nn.Module) -> None:
+        if ledger is not None:
+            _replay(base, ledger.record, ledger.input_size, keep=False)
+
+    builder, note, built = builder_of(module, ledger.input_size if ledger else _size_of(module), replay)
+    base = before if before is not None else built
+    shapes = shapes_of_state(base) if base is not None else ledger.shapes if ledger else {}
+    return {"builder": builder, "builder_note": note, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+
+
+def _size_of(module: nn.Module) -> Size | None:
+    try:
+        return input_sizes(module)[0]
+    except SurgeonError:
+        return None
+
+
+def _frozen(module: nn.Module) -> list[str]:
+    return [name for name, p in module.named_parameters() if not p.requires_grad]
 
 
 def _base(manifest: dict[str, Any], model: nn.Module | None, folder: Path) -> nn.Module:
@@ -123,112 +169,50 @@ def _base(manifest: dict[str, Any], model: nn.Module | None, folder: Path) -> nn
     builder: Builder | None = manifest["builder"]
     if builder is None:
         raise LoadError(
-            f"{folder} does not know how its model was built; pass load(path, model=...) with the model as it was "
-            "before surgery, or build it with surgeon.create_model before saving"
+            f"{folder} does not know how its model was built ({manifest['builder_note']}); pass load(path, model=...) "
+            "with the model as it was before surgery, or build it with surgeon.create_model before saving"
         )
     try:
         return build(builder)
     except Exception as error:
-        raise LoadError(f"{folder}: builder {builder} fails: {error}{_version_hint(manifest)}") from error
+        raise LoadError(f"{folder}: builder {builder} fails: {error}{version_hint(manifest)}") from error
 
 
-def _replay(base: nn.Module, manifest: dict[str, Any]) -> None:
-    record = Record.from_dict(manifest["record"])
-    steps = Recipe.parse(list(record.recipe)).steps
-    size = manifest["input_size"]
+def _replay_saved(base: nn.Module, manifest: dict[str, Any]) -> None:
+    record, size = Record.from_dict(manifest["record"]), tuple(manifest["input_size"])
     try:
-        for i, step in enumerate(steps):
-            keep = manifest["keep_originals"]
-            apply(base, Recipe((step,), keep_originals=keep), tuple(size) if i == 0 else None)
+        _replay(base, record, size, manifest["keep_originals"])
     except SurgeonError as error:
-        raise LoadError(f"the recorded surgery does not fit the model: {error}{_version_hint(manifest)}") from error
-    ledger = Ledger.of(base)
-    if ledger is not None:
-        ledger.record = record
+        raise LoadError(f"the recorded surgery does not fit the model: {error}{version_hint(manifest)}") from error
 
 
-def _originals(module: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the model before surgery that differ from the saved ones."""
+def _replay(base: nn.Module, record: Record, size: Size, keep: bool) -> None:
+    """Operate on ``base`` by the resolved steps of ``record``, and let it carry the record itself."""
+    for i, step in enumerate(record.recipe):
+        steps = Recipe.parse([step]).steps
+        apply(base, Recipe(steps, keep_originals=keep), size if i == 0 else None)
+    ledger = Ledger.of(base) or Ledger.open(base, size, keep)
+    ledger.record = record
+    ledger.hang_on(base)
+
+
+def _undone(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` as it was before surgery."""
     twin = copy.deepcopy(module)
     ledger = Ledger.of(twin)
     if ledger is not None:
         ledger.take_back(twin)
-    before = {name: tensor.detach().cpu().contiguous() for name, tensor in twin.state_dict().items()}
-    return {name: t for name, t in before.items() if name not in weights or not _equal(t, weights[name])}
+    return twin
+
+
+def _originals(before: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the model before surgery that differ from the saved ones."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in before.state_dict().items()}
+    return {name: t for name, t in tensors.items() if name not in weights or not _equal(t, weights[name])}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
-
-
-def _write(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
-    owned: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():  # the format holds no shared storage
-        owned[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    data = safetensors.torch.save(owned)
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"{stem}-{digest[:12]}.safetensors"
-    replace_file(folder / name, data)
-    return {"name": name, "sha256": digest}
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path``, then put it in its place in one step."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path, keep: set[str]) -> None:
-    """Remove the tensors of an older model."""
-    for stem in ("weights", "originals"):
-        for file in folder.glob(f"{stem}-????????????.safetensors"):
-            if file.name not in keep:
-                file.unlink()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LoadError(f"{folder} holds no {MANIFEST}; name a folder written by surgeon.save") from error
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path} is damaged: {error}; restore it from a copy") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise LoadError(f"{path}: field 'schema' is {found!r}, this version reads {SCHEMA}{_version_hint(manifest)}")
-    missing = [name for name in FIELDS if name not in manifest]
-    if missing:
-        raise LoadError(f"{path} is damaged: field '{missing[0]}' is missing; restore it from a copy")
-    return manifest
-
-
-def _read(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str, Tensor]:
-    entry = manifest["files"].get(stem)
-    if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
-        raise LoadError(f"{folder / MANIFEST} is damaged: field 'files.{stem}' is {entry!r}; restore it from a copy")
-    path = folder / Path(entry["name"]).name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}; it belongs to {MANIFEST}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != entry["sha256"]:
-        raise LoadError(
-            f"{path} is truncated or was edited: {len(data)} bytes with sha256 {digest[:12]}, "
-            f"{MANIFEST} expects {entry['sha256'][:12]}; restore it from a copy"
-        )
-    tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    return tensors
 
 
 def _compare(found: Shapes, expected: Shapes, what: str, manifest: dict[str, Any]) -> None:
@@ -236,18 +220,5 @@ def _compare(found: Shapes, expected: Shapes, what: str, manifest: dict[str, Any
         if found.get(name) != expected.get(name):
             raise LoadError(
                 f"{what} differs in tensor '{name}': the model has {found.get(name, 'none')}, the file expects "
-                f"{expected.get(name, 'none')}{_version_hint(manifest)}"
+                f"{expected.get(name, 'none')}{version_hint(manifest)}"
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a model is."""
-    from surgeon import __version__
-
-    return {"surgeon": __version__, "torch": torch.__version__, "timm": timm.__version__}
-
-
-def _version_hint(manifest: Any) -> str:
-    saved = manifest.get("versions", {}) if isinstance(manifest, dict) else {}
-    differ = [f"{k} {saved.get(k)} there, {v} here" for k, v in versions().items() if saved.get(k) != v]
-    return f" (versions differ: {'; '.join(differ)})" if differ else ""

@@ -96,8 +96,12 @@ def record(model: nn.Module) -> Record:
 def undo(model: nn.Module) -> nn.Module:
     """Bring ``model`` back to before the first ``apply``, bit for bit, discarding all training since.
 
+    Tensors you replaced by others of another shape since, such as a new classifier, stay as they are. An optimizer made
+    for the operated model still holds its parameters: build it anew.
+
     Raises:
-        RefusedError: When nothing was applied, or the originals were dropped.
+        RefusedError: When nothing was applied, the originals were dropped, or operated modules are gone; the model is
+            then as it was.
 
     Example:
         >>> import timm, surgeon
