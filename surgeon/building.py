@@ -65,6 +65,7 @@ def builder_of(
         try:
             with generators_kept(), torch.device("meta"):
                 base, twin = build(builder), build(builder)
+            twin.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
             replay(twin)
             differs = why_not_equal(twin, model, size) or _shapes_differ(twin, model)
         except Exception as error:

@@ -51,7 +51,9 @@ class Snapshot:
         facts: dict[str, Any] = {"rng": (torch.get_rng_state().numpy().tobytes(), random.getstate())}
         facts["rng numpy"] = tuple(np.random.get_state()[1].tolist())
         for path, module in model.named_modules(remove_duplicate=False):
-            facts[f"{path} class"] = type(module)
+            facts[f"{path} class"] = (
+                type(module) if identity else f"{type(module).__module__}.{type(module).__qualname__}"
+            )
             facts[f"{path} hooks"] = [list(getattr(module, name)) for name in HOOKS]
             if identity:
                 facts[f"{path} id"] = id(module)
@@ -417,5 +419,5 @@ def leaves_no_trace(model: nn.Module, read: Any) -> None:
 def undone(before: Snapshot, model: nn.Module, **what: bool) -> None:
     """``model`` is bit for bit what it was when ``before`` was taken, and says it was not operated."""
     differ = [d for d in before.differences(Snapshot.of(model, **what)) if not d.startswith("rng")]
-    assert differ == []
+    assert differ == [], differ
     assert surgeon.record(model).changes == ()
