@@ -15,7 +15,8 @@ from surgeon.recipe import Recipe, Step, unknown
 from surgeon.rewriting import apply, plan, record, undo
 from surgeon.select import Select
 from surgeon.site import Site, Sites
-from surgeon.verifying import Verification, verify
+from surgeon.verification import Verification
+from surgeon.verifying import verify
 
 
 def list_ops() -> list[str]:

@@ -15,7 +15,7 @@ from surgeon.edit import perform, revert
 from surgeon.errors import RefusedError
 from surgeon.host import InputSize, unwrap
 from surgeon.ledger import Ledger
-from surgeon.optimizers import exchange_parameters
+from surgeon.optimizers import check_optimizer, exchange_parameters
 from surgeon.planning import plan_recipe
 from surgeon.recipe import Recipe
 
@@ -51,7 +51,8 @@ def apply(
         model: Any module that takes one image tensor.
         recipe: An op's name, an op, a Step, a list of these, a Recipe, a dict, a YAML file, a shipped recipe's name.
         input_size: An int, (H, W) or (C, H, W); by default what the model says of itself.
-        optimizer: Its parameters are exchanged inside their groups; settings stay, stale state is dropped.
+        optimizer: Its parameters are exchanged inside their groups; settings stay, stale state is dropped. What is
+            new joins the group of its neighbour of the same kind (matrix or vector).
 
     Raises:
         RecipeError: When the recipe is not valid.
@@ -67,14 +68,16 @@ def apply(
     """
     module = unwrap(model)
     recipe = Recipe.parse(recipe)
+    if optimizer is not None:
+        check_optimizer(optimizer, module)
     planned = plan_recipe(module, recipe, input_size)
     ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals)
-    held = {id(p): (name, p) for name, p in module.named_parameters()}
+    held = dict(module.named_parameters())
     log = perform(module, planned.edits)
     if optimizer is not None:
         try:
             exchange_parameters(optimizer, held, module)
-        except RefusedError:
+        except BaseException:
             revert(module, log)
             raise
     ledger.add(module, planned.record, planned.sites, log if recipe.keep_originals else None)
