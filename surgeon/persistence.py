@@ -216,7 +216,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _compare(found: Shapes, expected: Shapes, what: str, manifest: dict[str, Any]) -> None:
-    for name in [*expected, *(n for n in found if n not in expected)]:
+    for name in dict.fromkeys([*found, *expected]):
         if found.get(name) != expected.get(name):
             raise LoadError(
                 f"{what} differs in tensor '{name}': the model has {found.get(name, 'none')}, the file expects "
