@@ -1,0 +1,79 @@
+"""Run the benchmarks and write docs/benchmarks.md: python -m tests.benchmarks.write_page [--device cuda]."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from pathlib import Path
+
+import timm
+import torch
+
+from tests.benchmarks import bench_apply, bench_locate, bench_spd_layers
+from tests.benchmarks.measuring import table
+from tests.matrix.measure import timm_names
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+TEXT = """# Benchmarks
+
+Measured on {date}, {machine}; torch {torch}, timm {timm}, Python {python}. Each table is one run, so its ratios hold where
+its times do not. `python -m tests.benchmarks.write_page` measures anew and writes this page.
+
+## Surgery against building the model
+
+What each verb adds to `timm.create_model`, random weights, two threads.
+
+{apply}
+
+## `locate`, every name of timm
+
+Built on the meta device, which does not count; one thread.
+
+{locate}
+
+## The SPD layer, against what it replaces and other ways to compute it
+
+One thread, batch {batch}, float32. Ratios are to the strided conv. "SPD" is what `spd` puts in (every tap in use, as
+after training), "slice and concatenate" the form the papers print, "lowered" what `surgeon.lower` makes of it: one
+strided conv with a larger kernel.
+
+{layers}
+"""
+
+
+def machine(device: str) -> str:
+    """In words, without names of hosts."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """Run all three."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
+    torch.set_num_threads(2)
+    applied = table(bench_apply.measure(), bench_apply.COLUMNS)
+    torch.set_num_threads(1)
+    batch = 64 if device == "cuda" else 4
+    layers = table(bench_spd_layers.measure(device, batch=batch), bench_spd_layers.COLUMNS)
+    located = bench_locate.summary(bench_locate.measure(timm_names()))
+    text = TEXT.format(
+        date=datetime.date.today().isoformat(),
+        machine=machine(device),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        python=platform.python_version(),
+        batch=batch,
+        apply=applied,
+        locate=located,
+        layers=layers,
+    )
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
