@@ -3,6 +3,10 @@
 Kept apart so that a user can catch one class. A message says what, why with the numbers, and what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class SurgeonError(Exception):
     """Base class of every intended error."""
@@ -21,7 +25,11 @@ class RefusedError(SurgeonError):
 
 
 class RecipeError(SurgeonError):
-    """A recipe, a YAML file or an op's settings are not valid."""
+    """A recipe, a YAML file or an op's settings are not valid; ``problems`` lists each with its key path."""
+
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems) or [("", message)]
 
 
 class LoadError(SurgeonError):

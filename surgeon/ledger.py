@@ -32,6 +32,7 @@ class Ledger:
         log: How to take each edit back; None when the originals were dropped.
         before: The tensors of the untouched parts as they were at the first ``apply``, on the CPU.
         shapes: Shape of every tensor of the model before the first ``apply``.
+        located: Every site of the model before the first ``apply``: selections mean that model.
     """
 
     record: Record
@@ -40,6 +41,7 @@ class Ledger:
     log: list[Reverse] | None
     before: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    located: tuple[Site, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
         """A copy with its own log; ``before`` is never written to, so it is shared."""
@@ -50,6 +52,7 @@ class Ledger:
             copy.deepcopy(self.log, memo),
             self.before,
             self.shapes,
+            self.located,
         )
 
     @classmethod
@@ -59,10 +62,10 @@ class Ledger:
         return found if isinstance(found, Ledger) else None
 
     @classmethod
-    def open(cls, model: nn.Module, input_size: Size, keep_originals: bool) -> Ledger:
+    def open(cls, model: nn.Module, input_size: Size, keep_originals: bool, located: tuple[Site, ...] = ()) -> Ledger:
         """A ledger for a model about to be operated for the first time; it is not attached yet."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        return cls(Record(), input_size, {}, [], snapshot(model) if keep_originals else {}, shapes)
+        return cls(Record(), input_size, {}, [], snapshot(model) if keep_originals else {}, shapes, located)
 
     def add(self, model: nn.Module, record: Record, sites: dict[str, list[Site]], log: list[Reverse] | None) -> None:
         """Enter one operation and attach to ``model``; without ``log`` no earlier one can be taken back either."""

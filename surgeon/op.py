@@ -15,6 +15,7 @@ from surgeon.edit import Edit, Swap, SwapCall, untouchable
 from surgeon.errors import RecipeError, RefusedError
 from surgeon.owncode import is_call, own_graph, passed
 from surgeon.recorder import strided_slice
+from surgeon.settings import read_settings
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
 
@@ -53,6 +54,9 @@ class AbstractOp(abc.ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]]
+
+    def __post_init__(self) -> None:
+        read_settings(self, self.name)
 
     @property
     def one_at_a_time(self) -> bool:

@@ -6,7 +6,7 @@ Kept apart from :mod:`surgeon.rewriting`, which performs the edits on the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +24,21 @@ from surgeon.select import Select
 from surgeon.site import Pair, Site
 from surgeon.skeleton import FAKE_MODE
 from surgeon.tracing import Trace, record_forward, trace, within
+from surgeon.units import unit_paths
 
 
 @dataclass
 class Planned:
-    """A recipe worked out on a skeleton: the edits in order, the record they will leave, the sites they rewrite."""
+    """A recipe worked out on a skeleton: the edits in order, the record they will leave, the sites they rewrite.
+
+    ``located`` are the sites of the model before any surgery: units, depth and reduction in selections are theirs.
+    """
 
     edits: list[Edit]
     record: Record
     sites: dict[str, list[Site]]
     input_size: tuple[int, int, int]
+    located: tuple[Site, ...]
 
 
 def plan_recipe(model: nn.Module, recipe: Recipe, input_size: InputSize = None) -> Planned:
@@ -41,7 +46,8 @@ def plan_recipe(model: nn.Module, recipe: Recipe, input_size: InputSize = None) 
     recorded = record_forward(model, input_sizes(model, input_size))
     ledger = Ledger.of(model)
     sites = {name: list(found) for name, found in ledger.sites.items()} if ledger else {}
-    planned = Planned([], Record(), sites, recorded.input_size)
+    located = (ledger.located if ledger else ()) or tuple(sites_of(recorded))
+    planned = Planned([], Record(), sites, recorded.input_size, located)
     earlier = {name: len(sites) for name, sites in planned.sites.items()}
     for step in recipe.steps:
         before = recorded
@@ -71,8 +77,9 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
     op = step.op
     sites = sites_of(recorded)
     operated = planned.sites.get(op.name, [])
-    selected = step.select(sites, recorded.model, [s for s in sites if op.takes(s)])
-    again = step.select(sites, recorded.model, [s for s in operated if op.takes(s)])
+    units = unit_paths(recorded.model, planned.located)
+    selected = step.select(_placed([s for s in sites if op.takes(s)], planned.located), units)
+    again = step.select([s for s in operated if op.takes(s)], units)
     changes = [_change(op, site, Unchanged(f"already operated by {op.name}")) for site in again]
     done: list[Site] = []
     for batch in [[site] for site in selected] if op.one_at_a_time else [selected]:
@@ -85,6 +92,13 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
     planned.sites.setdefault(op.name, []).extend(done)
     order = {site.path: i for i, site in enumerate([*operated, *sites])}
     return sorted(changes, key=lambda c: order[c.path]), recorded
+
+
+def _placed(sites: list[Site], located: Sequence[Site]) -> list[Site]:
+    """Each site where it lay before surgery, so that a selection means the same sites ever after."""
+    known = {site.path: site for site in located}
+    was = [known.get(site.path, site) for site in sites]
+    return [replace(site, depth=old.depth, reduction=old.reduction) for site, old in zip(sites, was, strict=True)]
 
 
 def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Decision]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from surgeon import ops as ops  # registers them
 from surgeon.errors import RecipeError
 from surgeon.op import OPS, AbstractOp
 from surgeon.select import Select
+from surgeon.settings import misfit, read_settings
 
-STEP_KEYS = ("select", "keep_originals")
+Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Step:
     """One op on one selection.
+
+    Raises:
+        RecipeError: When it is not one op and one selection.
 
     Example:
         >>> from surgeon import Select, get_op
@@ -34,6 +38,9 @@ class Step:
 
     op: AbstractOp
     select: Select = field(default_factory=Select)
+
+    def __post_init__(self) -> None:
+        read_settings(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The step as YAML has it."""
@@ -49,11 +56,19 @@ class Recipe:
         steps: What to do.
         name: For messages.
         keep_originals: Keep what is replaced, so that ``undo`` works; False saves memory.
+
+    Raises:
+        RecipeError: When there is no step, or a field has no such value.
     """
 
     steps: tuple[Step, ...]
     name: str = ""
     keep_originals: bool = True
+
+    def __post_init__(self) -> None:
+        read_settings(self)
+        if not self.steps:
+            raise RecipeError("the recipe has no step; give at least one op, such as 'spd'")
 
     @classmethod
     def parse(cls, recipe: Any) -> Recipe:
@@ -75,18 +90,18 @@ class Recipe:
             return recipe
         if isinstance(recipe, (str, Path)) and str(recipe) not in OPS:
             return cls._read(recipe)
-        keep, name = True, ""
+        given: dict[str, Any] = {}
+        problems: Problems = []
         if isinstance(recipe, Mapping) and "surgery" in recipe:
-            keep, name = bool(recipe.get("keep_originals", True)), str(recipe.get("name", ""))
+            hints = {key: hint for key, hint in {"name": str, "keep_originals": bool}.items() if key in recipe}
+            problems = [(key, reason) for key, hint in hints.items() if (reason := misfit(recipe[key], hint))]
+            given = {key: recipe[key] for key in hints}
             recipe = recipe["surgery"]
-        problems: list[tuple[str, str]] = []
         several = isinstance(recipe, Sequence) and not isinstance(recipe, str)
         steps = [_step(part, f"[{i}]", problems) for i, part in enumerate(recipe if several else [recipe])]
-        if not steps and not problems:
-            problems.append(("", "the recipe has no step; give at least one op, such as 'spd'"))
-        if problems:
-            raise _error(problems)
-        return cls(tuple(step for step in steps if step is not None), name, keep)
+        if not problems:
+            return cls(tuple(step for step in steps if step is not None), **given)
+        raise _error(problems)
 
     @classmethod
     def _read(cls, source: str | Path) -> Recipe:
@@ -100,7 +115,7 @@ class Recipe:
         try:
             return cls.parse(data)
         except RecipeError as error:
-            problems = [(f"surgery{key}", text) for key, text in getattr(error, "problems", [("", str(error))])]
+            problems = [(f"surgery{key}" if key.startswith("[") else key, text) for key, text in error.problems]
             raise _error(problems, f"{path}: ") from error
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -108,13 +123,12 @@ class Recipe:
         return [step.to_dict() for step in self.steps]
 
 
-def _error(problems: list[tuple[str, str]], prefix: str = "") -> RecipeError:
-    error = RecipeError("\n".join(f"{prefix}{key}: {text}" if key else f"{prefix}{text}" for key, text in problems))
-    error.problems = problems  # type: ignore[attr-defined]
-    return error
+def _error(problems: Problems, prefix: str = "") -> RecipeError:
+    lines = (f"{prefix}{key}: {text}" if key else f"{prefix}{text}" for key, text in problems)
+    return RecipeError("\n".join(lines), problems)
 
 
-def _step(part: Any, key: str, problems: list[tuple[str, str]]) -> Step | None:
+def _step(part: Any, key: str, problems: Problems) -> Step | None:
     """One step from any of its forms; what is wrong goes into ``problems``."""
     if isinstance(part, Step):
         return part
@@ -136,25 +150,26 @@ def _step(part: Any, key: str, problems: list[tuple[str, str]]) -> Step | None:
     if names[0] not in OPS:
         problems.append((f"{key}.{names[0]}", unknown("op", str(names[0]), list(OPS))))
         return None
-    op = _build(OPS[names[0]], part[names[0]] or {}, f"{key}.{names[0]}", problems)
-    select = _build(Select, part.get("select") or {}, f"{key}.select", problems)
+    op = _build(OPS[names[0]], part[names[0]], f"{key}.{names[0]}", problems)
+    select = _build(Select, part.get("select"), f"{key}.select", problems)
     return Step(op, select) if op is not None and select is not None else None
 
 
-def _build(cls: type[Any], given: Any, key: str, problems: list[tuple[str, str]]) -> Any:
-    if not isinstance(given, Mapping) or not is_dataclass(cls):
+def _build(cls: type[Any], given: Any, key: str, problems: Problems) -> Any:
+    """An op or a selection from its mapping; a key without value (``spd:``) has none."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
         problems.append((key, f"is {given!r}; it must be a mapping of settings"))
         return None
-    allowed = [f.name for f in fields(cls)]
-    strange = [name for name in given if name not in allowed]
-    problems.extend((f"{key}.{name}", unknown("key", str(name), allowed)) for name in strange)
-    if strange:
-        return None
+    names = [f.name for f in fields(cls)]
+    strange = [name for name in given if name not in names]
+    problems.extend((f"{key}.{name}", unknown("key", str(name), names)) for name in strange)
     try:
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    except (RecipeError, TypeError) as error:
-        problems.append((key, str(error)))
+        built = cls(**{name: value for name, value in given.items() if name in names})
+    except RecipeError as error:
+        problems.extend((f"{key}.{name}" if name else key, text) for name, text in error.problems)
         return None
+    return None if strange else built
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ def apply(
     if optimizer is not None:
         check_optimizer(optimizer, module)
     planned = plan_recipe(module, recipe, input_size)
-    ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals)
+    ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals, planned.located)
     held = dict(module.named_parameters())
     log = perform(module, planned.edits)
     if optimizer is not None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
-
-from torch import nn
+from typing import Annotated, Any
 
 from surgeon.errors import RecipeError
-from surgeon.site import Site
-from surgeon.units import count_of, unit_paths
+from surgeon.settings import complain, read_settings
+from surgeon.site import Kind, Site
+from surgeon.units import count_of, why_no_share
 
 Patterns = str | tuple[str, ...]
+Share = int | Annotated[str, "a share such as '31%'"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Select:
         min_depth: Least depth, 0 at the input to 1 at the output.
         max_depth: Greatest depth.
         min_reduction: Least ratio of the input's size to the features'.
-        first: A count or a share (``"31%"``) of the units of the whole model, from the input.
+        first: A count or a share (``"31%"``) of the units of the whole model before surgery, from the input.
         last: The same from the output.
         unit: Numbers of single units, from 0; negative ones count from the end.
 
@@ -42,30 +42,30 @@ class Select:
 
     path: Patterns = "*"
     exclude: Patterns = ()
-    kind: str | None = None
+    kind: Kind | None = None
     kernel: int | tuple[int, int] | None = None
     min_depth: float = 0.0
     max_depth: float = 1.0
     min_reduction: int = 1
-    first: int | str | None = None
-    last: int | str | None = None
-    unit: tuple[int, ...] | None = None
+    first: Share | None = None
+    last: Share | None = None
+    unit: tuple[int, ...] | int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("path", "exclude", "unit", "kernel"):  # YAML has lists
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        kinds = ("strided_conv", "strided_pool", "spatial_conv", "block", "skip")
-        if self.kind not in (None, *kinds):
-            raise RecipeError(f"kind is {self.kind!r}; it is one of {', '.join(kinds)}")
+        read_settings(self, "select")
+        if isinstance(self.unit, int):
+            object.__setattr__(self, "unit", (self.unit,))
+        shares = {name: why_no_share(getattr(self, name)) for name in ("first", "last")}
+        problems = [(name, reason) for name, reason in shares.items() if reason]
         if not 0 <= self.min_depth <= self.max_depth <= 1:
-            raise RecipeError(f"depth from {self.min_depth} to {self.max_depth}; both lie between 0 and 1, in order")
+            between = f"depth from {self.min_depth} to {self.max_depth}; both lie between 0 and 1, in order"
+            problems.append(("min_depth", between))
+        complain(problems, "select")
 
-    def __call__(self, sites: Sequence[Site], model: nn.Module, of: Sequence[Site]) -> list[Site]:
-        """The sites among ``of`` this selection takes; ``sites`` are all of the model, for the units."""
-        within = self._units(unit_paths(model, sites))
-        return [site for site in of if self._takes(site) and (within is None or _inside(site, within))]
+    def __call__(self, sites: Sequence[Site], units: Sequence[str]) -> list[Site]:
+        """The sites this selection takes; ``units`` are the paths of the units of the whole model."""
+        within = self._units(units)
+        return [site for site in sites if self._takes(site) and (within is None or _inside(site, within))]
 
     def _takes(self, site: Site) -> bool:
         kernel = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
@@ -78,7 +78,7 @@ class Select:
             and site.reduction >= self.min_reduction
         )
 
-    def _units(self, units: list[str]) -> list[str] | None:
+    def _units(self, units: Sequence[str]) -> list[str] | None:
         """The paths of the units chosen; None when every unit is."""
         if self.first is None and self.last is None and self.unit is None:
             return None
@@ -88,7 +88,7 @@ class Select:
             keep &= set(range(count_of(self.first, total, "first")))
         if self.last is not None:
             keep &= set(range(total - count_of(self.last, total, "last"), total))
-        if self.unit is not None:
+        if isinstance(self.unit, tuple):
             if beyond := [n for n in self.unit if not -total <= n < total]:
                 raise RecipeError(f"unit {beyond[0]} is beyond the {total} units of the model, numbered from 0")
             keep &= {n % total for n in self.unit}
@@ -107,4 +107,4 @@ def _matches(site: Site, patterns: Patterns) -> bool:
 
 
 def _inside(site: Site, units: Sequence[str]) -> bool:
-    return any(site.owner == unit or site.owner.startswith(unit + ".") for unit in units)
+    return any(site.path == unit or site.owner == unit or site.owner.startswith(unit + ".") for unit in units)

@@ -19,24 +19,16 @@ from torch import Tensor, nn
 
 from surgeon.calls import takes_apart
 from surgeon.edit import untouchable
-from surgeon.errors import RecipeError
 from surgeon.locating import pair
 from surgeon.op import AbstractOp, Decision, Refused, Unchanged, call_of, exchange, layer_of, register_op
 from surgeon.ops.conv_spd import conv_spd
 from surgeon.ops.space_to_depth import Kernel
 from surgeon.ops.spd_conv import Init, SPDConv2d, SPDStdConv2d
 from surgeon.ops.spd_pool import SPDAvgPool2d, SPDMaxPool2d
+from surgeon.settings import complain
 from surgeon.site import Kind, Site
 from surgeon.table import by
 from surgeon.tracing import Trace
-
-CHOICES = {
-    "order": ("spd-conv", "conv-spd"),
-    "init": ("exact", "fresh"),
-    "pool": ("spd", "keep", "remove"),
-    "pool_conv": ("depthwise", "full"),
-    "before": ("consumer", "norm"),
-}
 
 
 @register_op
@@ -77,12 +69,13 @@ class SPD(AbstractOp):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise RecipeError(f"spd: {name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
-        whole = isinstance(self.kernel, int) and not isinstance(self.kernel, bool) and self.kernel > 0
-        if not whole and self.kernel not in ("same", "minimal"):
-            raise RecipeError(f"spd: kernel is {self.kernel!r}; it is 'same', 'minimal' or a positive number")
+        super().__post_init__()
+        problems = []
+        if isinstance(self.kernel, int) and self.kernel < 1:
+            problems.append(("kernel", f"is {self.kernel}; it is 'same', 'minimal' or a positive number"))
+        if abs(self.seed) >= 2**62:
+            problems.append(("seed", f"is {self.seed}; it is less than 2**62"))
+        complain(problems, self.name)
 
     @property
     def exact(self) -> bool:
@@ -121,9 +114,19 @@ class SPD(AbstractOp):
             return Unchanged("kernel = stride without padding is space-to-depth + 1x1 conv already")
         if reason := SPDConv2d.why_not(layer):
             return Refused(reason)
+        if self.order == "spd-conv" and (reason := self._why_kernel_too_small(cast(nn.Conv2d, layer))):
+            return Refused(reason)
         if self.order == "conv-spd":
             return conv_spd(site, cast(nn.Conv2d, layer), recorded, self.before)
         return exchange(site, recorded, self._conv, f"space-to-depth({by(site.stride)}) + conv")
+
+    def _why_kernel_too_small(self, conv: nn.Conv2d) -> str | None:
+        if isinstance(self.kernel, str) or self.init == "fresh":
+            return None
+        least = max(SPDConv2d.minimal_kernel(conv))
+        if self.kernel >= least:
+            return None
+        return f"its taps lie in {least} blocks, more than kernel={self.kernel}; use kernel={least} or init='fresh'"
 
     def _conv(self, site: Site, conv: nn.Module) -> nn.Module:
         with torch.random.fork_rng(devices=[], enabled=self.init == "fresh"):
