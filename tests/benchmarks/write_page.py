@@ -18,8 +18,8 @@ from tests.matrix.measure import timm_names
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TEXT = """# Benchmarks
 
-Measured on {date}, {machine}; torch {torch}, timm {timm}, Python {python}. Each table is one run, so its ratios hold where
-its times do not. `python -m tests.benchmarks.write_page` measures anew and writes this page.
+Measured on {date}, {machine}; torch {torch}, timm {timm}, Python {python}. Each table is one run, so its ratios hold
+where its times do not. `python -m tests.benchmarks.write_page` measures anew and writes this page.
 
 ## Surgery against building the model
 

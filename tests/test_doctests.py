@@ -1,0 +1,38 @@
+"""The examples of the docstrings run, each module's by itself."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import recipes
+import surgeon
+
+MODULES = sorted(
+    name
+    for package in (surgeon, recipes)
+    for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    failures: list[str] = []
+    for test in tests:
+        runner.run(test, out=failures.append)
+    assert runner.failures == 0, "".join(failures)
+
+
+def test_the_verbs_and_layers_have_examples() -> None:
+    found = {
+        t.name for name in MODULES for t in doctest.DocTestFinder().find(importlib.import_module(name)) if t.examples
+    }
+    verbs = ("locate", "plan", "apply", "record", "verify", "undo", "save", "create_model", "lower")
+    where = {verb: getattr(surgeon, verb).__module__ for verb in verbs}
+    assert [verb for verb in verbs if f"{where[verb]}.{verb}" not in found] == []
+    assert len(found) > 40
