@@ -69,12 +69,11 @@ class Ledger:
 
     def add(self, model: nn.Module, record: Record, sites: dict[str, list[Site]], log: list[Reverse] | None) -> None:
         """Enter one operation and attach to ``model``; without ``log`` no earlier one can be taken back either."""
-        self.record = self.record.then(record)
-        for name, found in sites.items():
-            self.sites.setdefault(name, []).extend(found)
-        self.log = None if log is None or self.log is None else self.log + log
-        held = tensors_of(model) if self.log is not None else {}
-        self.before = {name: tensor for name, tensor in self.before.items() if name in held}
+        every = {name: [*self.sites.get(name, []), *sites.get(name, [])] for name in {**self.sites, **sites}}
+        joined = None if log is None or self.log is None else self.log + log
+        held = tensors_of(model) if joined is not None else {}
+        before = {name: tensor for name, tensor in self.before.items() if name in held}
+        self.record, self.sites, self.log, self.before = self.record.then(record), every, joined, before
         self.hang_on(model)
 
     def hang_on(self, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ Every step of a recipe is planned and performed on a skeleton first; only when a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,13 +75,15 @@ def apply(
     ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals, planned.located)
     held = dict(module.named_parameters())
     log = perform(module, planned.edits)
-    if optimizer is not None:
-        try:
-            exchange_parameters(optimizer, held, module)
-        except BaseException:
-            revert(module, log)
-            raise
-    ledger.add(module, planned.record, planned.sites, log if recipe.keep_originals else None)
+    put_back: Callable[[], None] | None = None
+    try:
+        put_back = exchange_parameters(optimizer, held, module) if optimizer is not None else None
+        ledger.add(module, planned.record, planned.sites, log if recipe.keep_originals else None)
+    except BaseException:
+        if put_back is not None:
+            put_back()
+        revert(module, log)
+        raise
     return model
 
 
