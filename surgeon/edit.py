@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from surgeon.derived import After, InsteadOf, derive, underived
 from surgeon.errors import RefusedError
-from surgeon.following import align, follow
+from surgeon.following import align, follow, follow_modes
 from surgeon.owncode import read_parameters
 
 MISSING = "<missing>"
@@ -71,7 +71,7 @@ class Restore:
         """Set the old module again, on the device and in the precision the model has now."""
         present = model.get_submodule(self.names[0])
         align(self.old, present)
-        self.old.train(self.new.training)
+        follow_modes(self.old, present)
         _set(model, self.names, self.old)
         return partial(_set, model, self.names, present)
 

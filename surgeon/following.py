@@ -14,7 +14,7 @@ def follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
     A builder that had weights to start from has set device, dtype and ``requires_grad`` itself.
     """
     old = model.get_submodule(path)
-    new.train(old.training)
+    follow_modes(new, old)
     for tag in TAGS:
         if tag in old.__dict__:
             setattr(new, tag, getattr(old, tag))
@@ -41,6 +41,13 @@ def _nearest_weight(model: nn.Module, path: str) -> Tensor | None:
             if tensor is not None and tensor.is_floating_point() and (not passed or found is None or name == path):
                 found = tensor
     return found
+
+
+def follow_modes(new: nn.Module, old: nn.Module) -> None:
+    """Each part of ``new`` takes the mode of its namesake in ``old``, or of ``old`` where it has none."""
+    modes = {path: module.training for path, module in old.named_modules()}
+    for path, module in new.named_modules():
+        module.training = modes.get(path, old.training)
 
 
 def align(old: nn.Module, present: nn.Module) -> None:

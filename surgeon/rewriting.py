@@ -18,6 +18,7 @@ from surgeon.host import InputSize, unwrap
 from surgeon.ledger import Ledger
 from surgeon.optimizers import check_optimizer, exchange_parameters
 from surgeon.planning import plan_recipe
+from surgeon.randomness import generators_kept
 from surgeon.recipe import Recipe
 
 
@@ -74,7 +75,8 @@ def apply(
     planned = plan_recipe(module, recipe, input_size)
     ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals, planned.located)
     held = dict(module.named_parameters())
-    log = perform(module, planned.edits)
+    with generators_kept():
+        log = perform(module, planned.edits)
     put_back: Callable[[], None] | None = None
     try:
         put_back = exchange_parameters(optimizer, held, module) if optimizer is not None else None

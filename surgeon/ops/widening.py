@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Edit, SetAttribute, Swap, twin, untouchable
+from surgeon.ops.spd_fold import memory_format
 from surgeon.ops.spd_windows import conv_style
 from surgeon.tracing import Trace
 
@@ -224,7 +225,7 @@ def widen_conv(growth: Growth, conv: nn.Module) -> nn.Module:
     index = local.view(groups, 1, each, 1, 1).expand(-1, grouped.shape[1], -1, *old.shape[2:])
     weight = (grouped.gather(2, index) * mask).reshape(old.shape[0], each, *old.shape[2:])
     new = twin(conv)
-    new.weight = nn.Parameter(weight, old.requires_grad)
+    new.weight = nn.Parameter(weight.contiguous(memory_format=memory_format(old)), old.requires_grad)
     new.in_channels = total  # type: ignore[assignment]
     return new
 
