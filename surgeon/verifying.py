@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.differences import Difference
 from surgeon.errors import SurgeonError
 from surgeon.host import unwrap
+from surgeon.randomness import generators_kept
 from surgeon.rewriting import record
 from surgeon.verification import OUTPUT, Verification
 
 ROUNDING = 16  # times the rounding error of the model before: another order of summation makes no more
-PLAIN = (str, bytes, int, float, type(None))
+UNMEASURED = 64  # units in the last place, where the rounding error of the model cannot be measured
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]
+Calls = dict[str, list[Call]]
+Found = dict[str, Difference]
 
 
 def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float | None = None) -> Verification:
@@ -26,17 +31,19 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
 
     Each site of ``after`` is given the input that the site of ``before`` got, so one wrong site does not hide another.
     A difference counts as rounding up to 16 times the rounding error of ``before`` itself, which is measured on the
-    first batch: its own answer against that of its copy in float64.
+    first batch: its own answer against that of its copy in float64. (Of a float64 model: against float32, scaled down;
+    where its code allows no other precision, 64 units in the last place are taken for it.) Every tensor of an answer is
+    measured by itself, in containers and dataclasses too. Both models draw the same random numbers, if any.
 
     Args:
         before: The model as it was (a deep copy, or loaded again).
-        after: The operated model, of the same precision.
+        after: The operated model, of the same precision, on whatever device.
         data: A tensor of images (N, C, H, W), or batches of images or of (images, targets).
         tolerance: Relative difference that counts as rounding, in place of the measured one.
 
     Raises:
-        SurgeonError: When ``data`` holds no image, both models are one object, they differ in precision, or ``before``
-            lacks a site of ``after``.
+        SurgeonError: When ``data`` holds no image or none the models take, both models are one object, they differ in
+            precision, or ``before`` lacks a site of ``after``.
 
     Example:
         >>> import copy, torch, surgeon
@@ -46,37 +53,30 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
         True
     """
     old, new = unwrap(before), unwrap(after)
-    paths = _comparable(old, new)
-    found = {path: _Difference() for path in [*paths, OUTPUT]}
-    images, agreed, classified = 0, 0, 0
+    found = {path: Difference() for path in [*_comparable(old, new), OUTPUT]}
+    images, agreements, least = 0, list[float](), 0.0
     with _evaluating(old), _evaluating(new), torch.no_grad():
         for batch in _batches(data):
-            seen, answer = _run(old, batch, paths)
+            calls, answer = _watched(old, batch, list(found)[:-1])
             if not images and tolerance is None:
-                _measure_rounding(old, batch, seen, answer, found)
-            for path, calls in seen.items():
-                for inputs, keywords, output in calls:
-                    args, kwargs = _for(new, (inputs, keywords))
-                    found[path].compare(output, _answer(new.get_submodule(path), args, kwargs))
-            result = new(_for(new, batch))
-            found[OUTPUT].compare(answer, result)
+                least = _measure_rounding(old, batch, calls, answer, found)
+            result = _answer(new, batch, "after")
+            found[OUTPUT].add(answer, result)
+            _compare_sites(new, calls, found)
             images += len(batch)
-            if all(isinstance(y, Tensor) and y.ndim == 2 for y in (answer, result)):
-                agreed += int((answer.argmax(1).cpu() == result.argmax(1).cpu()).sum())
-                classified += len(batch)
+            agreements += _agreements(answer, result)
     if not images:
         raise SurgeonError("verify got no image; pass a tensor (N, C, H, W) or batches of (images, targets)")
-    eps = torch.finfo(_dtype(new)).eps
-    rows = [difference.row(path, eps, tolerance) for path, difference in found.items()]
-    return Verification(rows, images, agreed / classified if classified else None)
+    rows = [_row(path, difference, least, tolerance) for path, difference in found.items()]
+    return Verification(rows, images, sum(agreements) / images if len(agreements) == images else None)
 
 
-def _answer(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """None where the module takes other channels by now: what lies in front of it was widened."""
-    try:
-        return module(*args, **kwargs)
-    except RuntimeError:
-        return None
+def _row(path: str, difference: Difference, least: float, tolerance: float | None) -> dict[str, Any]:
+    """Inner shapes may change by design, those of the output may not."""
+    row = difference.row(path, ROUNDING, least, tolerance)
+    if difference.broken and path == OUTPUT:
+        return {**row, "max_abs": math.inf, "relative": math.inf, "limit": 0.0}
+    return {**row, "note": f"{row['note']}: by design, see the output"} if difference.broken else row
 
 
 def _comparable(old: nn.Module, new: nn.Module) -> list[str]:
@@ -96,109 +96,93 @@ def _comparable(old: nn.Module, new: nn.Module) -> list[str]:
     return paths
 
 
-@dataclass
-class _Difference:
-    """What was seen of one site: largest difference, largest value, and the rounding error of the model before."""
-
-    gap: float = 0.0
-    scale: float = 0.0
-    rounding: float = 0.0
-    note: str = ""
-    broken: bool = False
-    compared: bool = False
-
-    def compare(self, old: Any, new: Any) -> None:
-        """Take in one more pair of answers."""
-        a, b = list(_tensors(old)), list(_tensors(new))
-        if [x.shape for x in a] != [x.shape for x in b]:
-            shapes = (", ".join(str(tuple(x.shape)) for x in side) or "nothing" for side in (a, b))
-            self.note, self.broken = "shape {} before, {} after".format(*shapes), True
-            return
-        self.note = self.note or ("" if a else f"{type(old).__name__} holds no tensor to compare")
-        pairs = [(x.detach().double().cpu(), y.detach().double().cpu()) for x, y in zip(a, b, strict=True) if x.numel()]
-        for x, y in pairs:
-            self.compared = True
-            self.gap = max(self.gap, _gap(x, y))
-            self.scale = max(self.scale, float(x.abs().nan_to_num(0, 0, 0).max()))
-        if self.gap == float("inf") and not self.note:
-            self.note = "a value is not finite in one of them"
-
-    def relative(self) -> float:
-        """The difference over the largest value."""
-        return self.gap / self.scale if self.scale else self.gap
-
-    def row(self, path: str, eps: float, tolerance: float | None) -> dict[str, Any]:
-        """As :class:`Verification` lists it; inner shapes may change by design, the output's may not."""
-        limit = tolerance if tolerance is not None else ROUNDING * max(self.rounding, eps)
-        known = {"path": path, "limit": limit}
-        if self.broken and path == OUTPUT:
-            return {**known, "max_abs": float("inf"), "relative": float("inf"), "note": self.note}
-        if self.broken or not self.compared:
-            note = f"{self.note}; by design, see the output" if self.broken else self.note or "did not run"
-            return {**known, "max_abs": None, "relative": None, "note": note}
-        return {**known, "max_abs": self.gap, "relative": self.relative(), "note": self.note}
+def _answer(model: nn.Module, batch: Tensor, which: str) -> Any:
+    try:
+        with generators_kept():
+            return model(batch.to(_device(model), _dtype(model), copy=True))
+    except Exception as error:
+        raise SurgeonError(
+            f"the model {which} ({type(model).__name__}) cannot run on images of shape {tuple(batch.shape)}: "
+            f"{type(error).__name__}: {error}; pass images of the size it takes"
+        ) from error
 
 
-def _gap(x: Tensor, y: Tensor) -> float:
-    """The largest difference; infinite where only one of two values is finite, or they are other infinities."""
-    equal = (x == y) | (x.isnan() & y.isnan())
-    return float((x - y).abs().masked_fill(equal, 0.0).nan_to_num(float("inf"), float("inf")).max())
+def _watched(model: nn.Module, batch: Tensor, paths: Iterable[str]) -> tuple[Calls, Any]:
+    """The calls of each path, with the arguments as they came in, and the answer of the model."""
+    calls: Calls = {path: [] for path in paths}
+    entered: dict[str, list[Any]] = {path: [] for path in calls}
 
+    def enter(path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered[path].append(copy.deepcopy((args, kwargs)))
 
-def _measure_rounding(
-    model: nn.Module, batch: Tensor, seen: dict[str, list[Any]], answer: Any, found: dict[str, _Difference]
-) -> None:
-    """How far ``model`` is from its own copy in float64, at each site given the same input, and at the output."""
-    exact = copy.deepcopy(model).to("cpu" if _device(model).type == "mps" else _device(model)).double()
-    for path, calls in seen.items():
-        for inputs, keywords, output in calls:
-            args, kwargs = _for(exact, (inputs, keywords))
-            found[path].rounding = max(
-                found[path].rounding, _distance(exact.get_submodule(path)(*args, **kwargs), output)
-            )
-    found[OUTPUT].rounding = _distance(exact(_for(exact, batch)), answer)
-
-
-def _distance(exact: Any, rounded: Any) -> float:
-    one = _Difference()
-    one.compare(exact, rounded)
-    return one.relative() if one.compared and not one.broken and one.gap < float("inf") else 0.0
-
-
-def _run(model: nn.Module, batch: Tensor, paths: Iterable[str]) -> tuple[dict[str, list[Any]], Any]:
-    """Run ``model``; for each path its arguments as they came in, and its output, call by call."""
-    seen: dict[str, list[Any]] = {path: [] for path in paths}
-
-    def enter(path: str, _module: nn.Module, inputs: Any, keywords: Any) -> None:
-        seen[path].append([*_cloned((inputs, keywords)), None])
-
-    def leave(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        next(call for call in reversed(seen[path]) if call[2] is None)[2] = _cloned(output)
+    def leave(path: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        calls[path].append((*entered[path].pop(), copy.deepcopy(output)))
 
     handles = []
     try:
-        for path in seen:
+        for path in calls:
             module = model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True))
             handles.append(module.register_forward_hook(partial(leave, path)))
-        return seen, model(_for(model, batch))
+        return calls, _answer(model, batch, "before")
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _cloned(value: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, value)
-
-
-def _for(model: nn.Module, value: Any) -> Any:
-    """Fresh copies of the tensors, on the device of ``model`` and in its precision."""
-    device, dtype = _device(model), _dtype(model)
+def _called(module: nn.Module, call: Call, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The answer to the arguments of a call, moved to ``device`` and ``dtype``."""
 
     def move(x: Tensor) -> Tensor:
-        return x.to(device, dtype if x.is_floating_point() else x.dtype, copy=True)
+        return x.to(device, dtype if dtype is not None and x.is_floating_point() else x.dtype, copy=True)
 
-    return torch.utils._pytree.tree_map_only(Tensor, move, value)
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, move, call[:2])
+    with generators_kept():
+        return module(*args, **kwargs)
+
+
+def _compare_sites(model: nn.Module, calls: Calls, found: Found) -> None:
+    """A site that cannot take its old input lies behind a widened one; the output tells whether that is right."""
+    for path, several in calls.items():
+        for call in several:
+            try:
+                found[path].add(call[2], _called(model.get_submodule(path), call, _device(model)))
+            except (RuntimeError, TypeError, ValueError) as error:
+                found[path].broken, found[path].note = True, f"takes another input now ({str(error).splitlines()[0]})"
+
+
+def _measure_rounding(model: nn.Module, batch: Tensor, calls: Calls, answer: Any, found: Found) -> float:
+    """How far ``model`` is from its copy in another precision, at each site given the same input, and at the output.
+
+    Returns:
+        The least rounding error to reckon with: one unit in the last place, or ``UNMEASURED`` where no copy runs.
+    """
+    eps = torch.finfo(_dtype(model)).eps
+    device = torch.device("cpu") if _device(model).type == "mps" else _device(model)
+    for other in [dtype for dtype in (torch.float64, torch.float32) if dtype != _dtype(model)]:
+        try:
+            twin = copy.deepcopy(model).to(device).to(other)
+            pairs = [(OUTPUT, _answer(twin, batch, "before"), answer)]
+            for path, several in calls.items():
+                pairs += [(path, _called(twin.get_submodule(path), call, device, other), call[2]) for call in several]
+        except Exception:  # its code fixes a precision
+            continue
+        share = eps / max(eps, torch.finfo(other).eps)  # a coarser copy errs more, by as much
+        for path, there, here in pairs:
+            found[path].add_rounding(there, here, share)
+        return eps
+    return UNMEASURED * eps
+
+
+def _agreements(old: Any, new: Any) -> list[float]:
+    """For each image whether the top-1 class is the same; empty where the answers are no tables of logits."""
+    if (
+        not all(isinstance(y, Tensor) and y.ndim == 2 and not y.is_complex() for y in (old, new))
+        or old.shape != new.shape
+    ):
+        return []
+    a, b = old.cpu(), new.cpu()
+    return [float(x) for x in (a.argmax(1) == b.argmax(1)) & a.isfinite().all(1) & b.isfinite().all(1)]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -209,24 +193,11 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, dataclasses and plain objects."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, f.name) for f in fields(value)])
-    elif not isinstance(value, (nn.Module, type, *PLAIN)) and hasattr(value, "__dict__"):
-        yield from _tensors([part for part in vars(value).values() if part is not value])
-
-
 def _batches(data: Any) -> Iterator[Tensor]:
+    if not isinstance(data, Iterable):
+        raise SurgeonError(f"verify got {type(data).__name__}; pass images (N, C, H, W) or batches of them")
     for batch in [data] if isinstance(data, Tensor) else data:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(images, Tensor) or images.ndim != 4:
             shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
             raise SurgeonError(

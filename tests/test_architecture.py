@@ -11,7 +11,7 @@ import surgeon
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: "errors site change table randomness settings",
+    0: "errors site change table randomness settings differences",
     1: "skeleton recorder tracing host owncode derived following edit calls residual reduction structure",
     2: "locating units select op ops.space_to_depth ops.spd_windows ops.spd_fold ops.spd_conv ops.spd_pool "
     "ops.widening ops.conv_spd ops.spd",
