@@ -90,8 +90,8 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
         done += [present[c.path] for c in fresh if c.status == "rewritten"]
     _insist(step, changes, sites, recorded)
     planned.sites.setdefault(op.name, []).extend(done)
-    order = {site.path: i for i, site in enumerate([*operated, *sites])}
-    return sorted(changes, key=lambda c: order[c.path]), recorded
+    order = list(dict.fromkeys(site.path for site in [*planned.located, *operated, *sites]))
+    return sorted(changes, key=lambda c: order.index(c.path)), recorded
 
 
 def _placed(sites: list[Site], located: Sequence[Site]) -> list[Site]:

@@ -55,11 +55,12 @@ class Select:
         read_settings(self, "select")
         if isinstance(self.unit, int):
             object.__setattr__(self, "unit", (self.unit,))
-        shares = {name: why_no_share(getattr(self, name)) for name in ("first", "last")}
-        problems = [(name, reason) for name, reason in shares.items() if reason]
-        if not 0 <= self.min_depth <= self.max_depth <= 1:
-            between = f"depth from {self.min_depth} to {self.max_depth}; both lie between 0 and 1, in order"
-            problems.append(("min_depth", between))
+        reasons = {name: why_no_share(getattr(self, name)) for name in ("first", "last")}
+        problems = [(name, reason) for name, reason in reasons.items() if reason]
+        depths = {name: getattr(self, name) for name in ("min_depth", "max_depth")}
+        problems += [(n, f"is {d}; it lies between 0 and 1") for n, d in depths.items() if not 0 <= d <= 1]
+        if self.min_depth > self.max_depth:
+            problems.append(("min_depth", f"is {self.min_depth}, above max_depth={self.max_depth}; swap them"))
         complain(problems, "select")
 
     def __call__(self, sites: Sequence[Site], units: Sequence[str]) -> list[Site]:

@@ -38,10 +38,13 @@ def unit_paths(model: nn.Module, sites: Sequence[Site]) -> list[str]:
 
 def why_no_share(share: int | str | None) -> str | None:
     """What is wrong with a count or share of whatever model; None where nothing is."""
-    number = share.strip().removesuffix("%") if isinstance(share, str) else "1"
-    if isinstance(share, str) and not (share.strip().endswith("%") and number.replace(".", "", 1).isdecimal()):
-        return f"is {share!r}; give a count such as 3 or a share such as '31%'"
-    return None
+    if not isinstance(share, str):
+        return None
+    number = share.strip().removesuffix("%")
+    percent = share.strip().endswith("%") and number.replace(".", "", 1).isdecimal()
+    if percent and Fraction(number) <= 100:
+        return None
+    return f"is {share!r}; give a count such as 3 or a share such as '31%', at most '100%'"
 
 
 def count_of(share: int | str, total: int, field: str) -> int:
