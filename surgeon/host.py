@@ -44,9 +44,11 @@ def unwrap(model: Any) -> nn.Module:
             return inner
     kind = type(model).__name__
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)):
-        raise RefusedError(f"cannot operate on a {kind}: its code is fixed; operate on the model it was made from")
+        raise RefusedError(
+            f"cannot operate on a traced or scripted {kind}: its code is fixed; operate on the model it was made from"
+        )
     if not isinstance(model, nn.Module):
-        raise RefusedError(f"cannot operate on a {kind}: it is no nn.Module; pass the model itself")
+        raise RefusedError(f"cannot operate on an object of class {kind}: it is no nn.Module; pass the model itself")
     for base in type(model).__mro__:
         if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
             raise RefusedError(f"cannot operate on a model wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}")
