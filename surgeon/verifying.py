@@ -43,7 +43,7 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
 
     Raises:
         SurgeonError: When ``data`` holds no image or none the models take, both models are one object, they differ in
-            precision, or ``before`` lacks a site of ``after``.
+            precision or have no values, or ``before`` lacks a site of ``after``.
 
     Example:
         >>> import copy, torch, surgeon
@@ -85,6 +85,8 @@ def _comparable(old: nn.Module, new: nn.Module) -> list[str]:
         raise SurgeonError("verify compares two models, these are one object; keep copy.deepcopy(model) before apply")
     if _dtype(old) != _dtype(new):
         raise SurgeonError(f"verify got {_dtype(old)} before and {_dtype(new)} after; bring both to one by .to(dtype)")
+    if any(p.is_meta for model in (old, new) for p in model.parameters()):
+        raise SurgeonError("verify got a model on the meta device, which has no values; load its weights first")
     changes = (c for c in record(new).changes if c.status == "rewritten")
     paths = [path for path in dict.fromkeys(c.path.split(":")[0] for c in changes) if path]
     there = dict(old.named_modules(remove_duplicate=False))

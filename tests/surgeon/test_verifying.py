@@ -274,6 +274,8 @@ def test_models_that_cannot_be_compared() -> None:
         surgeon.verify(timm.create_model("test_vit"), after, X)
     with pytest.raises(surgeon.SurgeonError, match=r"got torch\.bfloat16 before and torch\.float32 after; .*\.to"):
         surgeon.verify(before.bfloat16(), after, X)
+    with pytest.raises(surgeon.SurgeonError, match="on the meta device, which has no values; load its weights first"):
+        surgeon.verify(copy.deepcopy(after).to("meta"), after, X)
     with pytest.raises(surgeon.SurgeonError, match=r"these are one object; keep copy\.deepcopy"):
         surgeon.verify(after, after, X)
 
