@@ -217,11 +217,18 @@ def perform(model: nn.Module, edits: Sequence[Edit]) -> list[Reverse]:
     try:
         with torch.no_grad():
             for edit in edits:
-                log.append(edit.perform(model))
+                log.append(_perform(edit, model))
     except BaseException:
         revert(model, log)
         raise
     return log
+
+
+def _perform(edit: Edit, model: nn.Module) -> Reverse:
+    try:
+        return edit.perform(model)
+    except RefusedError as error:
+        raise RefusedError(f"'{edit.path}': {error}") from error
 
 
 def revert(model: nn.Module, log: Sequence[Reverse]) -> None:

@@ -59,7 +59,7 @@ def sites_of(recorded: Trace) -> list[Site]:
         if path in found:
             found[path] = replace(found[path], calls=found[path].calls + 1)
             continue
-        total, windows = totals[node], node.meta["val"].shape[0]
+        total, windows = totals[node], _features(node).shape[0]
         if fact["kind"] in SPATIAL:
             total = stride_before(node, totals)
         found[path] = Site(
@@ -90,10 +90,10 @@ def _spatial(node: fx.Node, recorded: Trace) -> dict[str, Any] | None:
     else:
         return None
     kind = None if module is None else _kind(module)
-    source = _source(node)
-    if module is None or kind is None or source is None or not isinstance(node.meta["val"], Tensor):
+    source, out = _source(node), _features(node)
+    if module is None or kind is None or source is None or not isinstance(out, Tensor):
         return None
-    shapes = {"in_shape": tuple(source.shape[1:]), "out_shape": tuple(node.meta["val"].shape[1:])}
+    shapes = {"in_shape": tuple(source.shape[1:]), "out_shape": tuple(out.shape[1:])}
     return {"path": path, "kind": kind, "type_name": type_name, "via": via, **shapes, **geometry(module)}
 
 
@@ -107,6 +107,12 @@ def function_path(node: fx.Node) -> str:
 
 def _registered(node: fx.Node, recorded: Trace) -> bool:
     return "<" not in str(node.target)
+
+
+def _features(node: fx.Node) -> Any:
+    """What a node answers; of a pool that returns its indices too, the features."""
+    value = node.meta["val"]
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _source(node: fx.Node) -> Tensor | None:

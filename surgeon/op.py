@@ -102,7 +102,7 @@ def layer_of(site: Site, owner: nn.Module, recorded: Trace) -> nn.Module:
 
     def tensor(attribute: fx.Node) -> Tensor | None:
         path = str(attribute.target)
-        if path == "constant" or not path.startswith(prefix):
+        if attribute.op != "get_attr" or path == "constant" or not path.startswith(prefix):
             return None
         holder, _, name = path.removeprefix(prefix).rpartition(".")
         return getattr(owner.get_submodule(holder), name, None)
@@ -131,8 +131,8 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     def make(present: nn.Module) -> nn.Module:
         return build(site, layer_of(site, present, recorded))
 
-    if other := shared_with(owner, recorded.model):
-        return Refused(f"shares a parameter with '{other}', and each would get one of its own; copy it first")
+    if reason := not_alone(site, owner, recorded):
+        return Refused(reason)
     if site.via == "module":
         return Rewrite([Swap(site.path, make)], f"{site.type_name} -> {into}")
     if reason := _why_not_call(site, owner, recorded):
@@ -140,6 +140,20 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     _, function, index = site.path.split(":")
     how = InsteadOf(function, int(index), passed(owner, recorded, site.owner))
     return Rewrite([SwapCall(site.owner, how, make)], f"{function} -> {into}")
+
+
+def not_alone(site: Site, owner: nn.Module, recorded: Trace) -> str | None:
+    """Why the parameters of a site cannot be exchanged: others hold or read them too."""
+    if other := shared_with(owner, recorded.model):
+        return f"shares a parameter with '{other}', and each would get one of its own; copy it first"
+    return read_elsewhere(site.path, recorded) if site.via == "module" else None
+
+
+def read_elsewhere(path: str, recorded: Trace) -> str | None:
+    """Why the parameters of the module at ``path`` cannot be exchanged: code outside of it reads them."""
+    nodes = (n for n in recorded.graph.nodes if n.op == "get_attr" and str(n.target).rpartition(".")[0] == path)
+    found = next((str(node.target) for node in nodes), None)
+    return None if found is None else f"'{found}' is read by other code too, which would then see another tensor"
 
 
 def shared_with(module: nn.Module, model: nn.Module) -> str | None:

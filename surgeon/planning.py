@@ -125,7 +125,7 @@ def _perform(
             with model.__dict__[FAKE_MODE]:
                 perform(model, what.edits)
         except RefusedError as error:
-            raise RefusedError(f"op '{op.name}' refuses '{site.path}': {error}; exclude this path") from error
+            raise RefusedError(f"op '{op.name}' refuses {error}; exclude '{site.path}'") from error
         planned.edits.extend(what.edits)
     after = _retrace(op, before)
     for site, what in rewritten:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Append, Edit, SetAttribute, Swap, twin, untouchable
-from surgeon.op import Decision, Refused, Rewrite, shared_with
+from surgeon.op import Decision, Refused, Rewrite, read_elsewhere, shared_with
 from surgeon.ops.space_to_depth import space_to_depth
 from surgeon.ops.spd_windows import conv_windows
 from surgeon.ops.widening import Growth, Widening
@@ -75,6 +75,8 @@ def conv_spd(site: Site, conv: nn.Conv2d, recorded: Trace, before: str) -> Decis
     for path in [site.path, *widening.readers]:
         if other := shared_with(recorded.model.get_submodule(path), recorded.model):
             return Refused(f"needs another '{path}', which shares a parameter with '{other}'; copy it first")
+        if reason := read_elsewhere(path, recorded):
+            return Refused(reason)
     edits: list[Edit] = [Swap(site.path, _unstride)]
     edits += [Append(str(last.target), partial(_space_to_depth, block))]
     readers = widening.edits()
