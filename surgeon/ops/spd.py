@@ -75,6 +75,11 @@ class SPD(AbstractOp):
             problems.append(("kernel", f"is {self.kernel}; it is 'same', 'minimal' or a positive number"))
         if abs(self.seed) >= 2**62:
             problems.append(("seed", f"is {self.seed}; it is less than 2**62"))
+        idle = {"conv-spd": ("kernel", "init"), "spd-conv": ("before",)}[self.order]
+        given = self.settings()
+        problems += [
+            (name, f"is {given[name]!r}, but order {self.order!r} has no use for it") for name in idle if name in given
+        ]
         complain(problems, self.name)
 
     @property

@@ -214,3 +214,16 @@ def test_costs_are_told() -> None:
     record = surgeon.record(model)
     assert record.params == change.params and record.macs == change.macs
     assert rewritten(model) == [change]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"order": "conv-spd", "kernel": "minimal"}, "kernel is 'minimal', but order 'conv-spd' has no use for it"),
+        ({"order": "conv-spd", "init": "fresh"}, "init is 'fresh', but order 'conv-spd' has no use for it"),
+        ({"before": "norm"}, "before is 'norm', but order 'spd-conv' has no use for it"),
+    ],
+)
+def test_settings_an_order_does_not_use_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(surgeon.RecipeError, match=words):
+        surgeon.get_op("spd")(**settings)
