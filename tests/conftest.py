@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tensors this small are many times faster so
 
 
