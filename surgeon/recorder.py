@@ -106,6 +106,7 @@ class Recorder(TorchFunctionMode):
         self.runs: Counter[str] = Counter()
         self.passed: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
         self.inside_leaf = False
+        self.failed = ""  # path of the innermost module that raised
         self.macs = _Macs()  # type: ignore[no-untyped-call]
         self.notes: list[str] = []
 
@@ -136,9 +137,13 @@ class Recorder(TorchFunctionMode):
         before = self.macs.total
         try:
             out = module.forward(*args, **kwargs)
+        except Exception:
+            self.failed = self.failed or path
+            raise
         finally:
             leaf, self.inside_leaf = self.inside_leaf, False
             self.frames.pop()
+        self.failed = ""
         if leaf:
             self._add("call_module", path, args, kwargs, out, before)
             if stands := STANDS_FOR.fullmatch(path.rpartition(".")[2]):

@@ -112,10 +112,9 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     except TraceError:
         raise
     except Exception as error:
-        where = recorder.frames[-1].path
+        where = f", it fails in '{recorder.failed}'" if recorder.failed else ""
         raise TraceError(
-            f"cannot run {type(model).__name__} on an image of {input_size}"
-            f"{f', it fails in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
+            f"cannot run {type(model).__name__} on an image of {input_size}{where}: {type(error).__name__}: {error}; "
             "pass the input_size the model was built for, or operate on the part that runs"
         ) from error
     recorder.graph.output(recorder.arguments(out)).meta["val"] = out
