@@ -58,7 +58,10 @@ def test_nodes_carry_shapes_and_sources() -> None:
     [
         (lambda net, x: x.relu() if x.shape[-1] > 19 else x.exp(), ["conv", "relu"]),
         (lambda net, x: x.relu() if len(x) > 1 else x.exp(), ["conv", "exp"]),
-        (lambda net, x: sum(part.relu() for part in x[0]), ["conv", "getitem", "unbind", *["part"] * 4, *["relu", "add"] * 4]),
+        (
+            lambda net, x: sum(part.relu() for part in x[0]),
+            ["conv", "getitem", "unbind", *["part"] * 4, *["relu", "add"] * 4],
+        ),
         (lambda net, x: torch.cat(x.chunk(2, 1)[::-1], 1), ["conv", "chunk", "part", "part", "cat"]),
         (lambda net, x: x.new_zeros(x.shape).add_(x), ["conv", "new_zeros", "add"]),
         (lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0], None),
