@@ -81,23 +81,35 @@ def conv_spd(site: Site, conv: nn.Conv2d, recorded: Trace, before: str) -> Decis
     edits += [Append(str(last.target), partial(_space_to_depth, block))]
     readers = widening.edits()
     reason = f"stride-1 conv, space-to-depth({by(block)}) before the {before}, {len(readers)} readers widened"
-    if last is not node and before == "consumer":
+    if last is not node and isinstance(_user(node, recorded), nn.modules.batchnorm._BatchNorm):
         reason += f"; in training the norm sees {block[0] * block[1]} times the positions"
     return Rewrite([*edits, *readers, *_feature_info(widening, recorded)], reason)
 
 
 def _behind_norm(node: fx.Node, recorded: Trace) -> fx.Node:
-    """The last module of conv, norm, activation; a pointwise function behind it commutes with space-to-depth."""
+    """The last module of conv, norm, activation; a pointwise function behind it commutes with space-to-depth.
+
+    A norm without running statistics is not passed: over all positions it has others, also in evaluation.
+    """
     for kinds in ((nn.modules.batchnorm._BatchNorm,), POINTWISE):
-        users = list(node.users)
-        if len(users) != 1 or users[0].op != "call_module":
+        module = _user(node, recorded)
+        if module is None:
             return node
-        module = recorded.model.get_submodule(str(users[0].target))
-        shared = sum(n.target == users[0].target for n in recorded.graph.nodes if n.op == "call_module") > 1
-        if not isinstance(module, kinds) or shared or untouchable(module):
+        user = next(iter(node.users))
+        shared = sum(n.target == user.target for n in recorded.graph.nodes if n.op == "call_module") > 1
+        of_the_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if not isinstance(module, kinds) or of_the_batch or shared or untouchable(module):
             continue
-        node = users[0]
+        node = user
     return node
+
+
+def _user(node: fx.Node, recorded: Trace) -> nn.Module | None:
+    """The module that alone reads ``node``."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_module" or "<" in str(users[0].target):
+        return None
+    return recorded.model.get_submodule(str(users[0].target))
 
 
 def _unstride(conv: nn.Module) -> nn.Module:

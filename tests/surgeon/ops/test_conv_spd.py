@@ -131,6 +131,26 @@ def test_the_record_says_what_changes_in_training() -> None:
     assert "in training the norm sees 4 times the positions" in change.reason
 
 
+def test_a_norm_of_the_batch_itself_is_not_passed() -> None:
+    """Its statistics over four times the positions would be others, also in evaluation."""
+    old, new = operate(lambda net, x: net.conv(F.relu(net.norm(x))))
+    assert hasattr(new.norm, "surgeon_after")
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = stir(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), norm, nn.ReLU(), nn.Conv2d(4, 4, 1)).double()).eval()
+    old = copy.deepcopy(model)
+    surgeon.apply(model, {"spd": {"order": "conv-spd"}}, 64)
+    assert hasattr(model[0], "surgeon_after") and model[1].num_features == 16
+    assert relative(old(X).detach(), model(X).detach()) < 1e-12
+    assert relative(old.train()(X).detach(), model.train()(X).detach()) < 1e-12
+    assert "in training" not in surgeon.record(model).changes[0].reason
+
+
+def test_without_a_norm_nothing_is_said_of_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    (change,) = surgeon.plan(model, {"spd": {"order": "conv-spd"}}, 64).changes
+    assert change.reason == "stride-1 conv, space-to-depth(2) before the consumer, 1 readers widened"
+
+
 def test_steps_after_one_another_widen_twice() -> None:
     layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)]
     old = stir(nn.Sequential(*layers).double()).eval()
