@@ -17,7 +17,7 @@ from surgeon.rewriting import apply
 from surgeon.structure import why_not_equal
 
 Builder = dict[str, Any]
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, list[int]]  # as JSON has them
 
 
 def create_model(name: str, recipe: Any = None, **timm_kwargs: Any) -> nn.Module:
@@ -78,27 +78,34 @@ def builder_of(
 
 
 def _candidates(model: nn.Module) -> Iterator[Builder]:
-    known = {"num_classes": getattr(model, "num_classes", None), "in_chans": _channels(model)}
-    seen = {name: value for name, value in known.items() if value is not None}
+    """What was remembered, the same with what the model says now (``reset_classifier`` changes it), timm's own name."""
+    seen = _seen(model)
     remembered = model.__dict__.get(BUILDER)
     if remembered is not None:
         yield remembered
-        if "num_classes" in seen:  # reset_classifier may have changed it
-            yield {**remembered, "arguments": {**remembered["arguments"], "num_classes": seen["num_classes"]}}
+        yield {**remembered, "arguments": {**remembered["arguments"], **seen}}
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not name or not timm.is_model(name):
-        return
+    if name and timm.is_model(name):
+        yield {"timm": name, "arguments": {**seen, **_channels(model)}}
+        yield {"timm": name, "arguments": seen}
+
+
+def _seen(model: nn.Module) -> dict[str, Any]:
+    """Arguments of ``timm.create_model`` that can be read off a model."""
     pool = getattr(getattr(model, "global_pool", None), "pool_type", None)
     side = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    more = {"global_pool": pool} if pool not in (None, "", "avg") else {}
-    more |= {"img_size": tuple(side)} if isinstance(side, (tuple, list)) else {}
-    yield {"timm": name, "arguments": {**seen, **more}}
-    yield {"timm": name, "arguments": {k: v for k, v in seen.items() if k != "in_chans"}}
+    found = {
+        "num_classes": getattr(model, "num_classes", None),
+        "global_pool": None if pool in ("", "avg") else pool,
+        "img_size": tuple(side) if isinstance(side, (tuple, list)) else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _channels(model: nn.Module) -> int | None:
-    conv = next((m for m in model.modules() if hasattr(m, "in_channels")), None)
-    return None if conv is None else int(conv.in_channels)  # type: ignore[arg-type]
+def _channels(model: nn.Module) -> dict[str, int]:
+    """What the first conv takes; not the image's channels where a stem rearranges before it."""
+    found = (getattr(module, "in_channels", None) for module in model.modules())
+    return next(({"in_chans": n} for n in found if isinstance(n, int)), {})
 
 
 def _shapes_differ(there: nn.Module, here: nn.Module) -> str | None:
@@ -116,7 +123,7 @@ def build(builder: Builder) -> nn.Module:
 
 def shapes_of_state(model: nn.Module) -> Shapes:
     """The shape of every tensor of the state dict."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _tuples(value: Any) -> Any:

@@ -70,10 +70,15 @@ class Restore:
     def revert(self, model: nn.Module) -> Callable[[], None]:
         """Set the old module again, on the device and in the precision the model has now."""
         present = model.get_submodule(self.names[0])
-        align(self.old, present)
+        unaligned = align(self.old, model, self.names[0])
         follow_modes(self.old, present)
         _set(model, self.names, self.old)
-        return partial(_set, model, self.names, present)
+
+        def again() -> None:
+            _set(model, self.names, present)
+            unaligned()
+
+        return again
 
 
 def _set(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -50,15 +52,40 @@ def follow_modes(new: nn.Module, old: nn.Module) -> None:
         module.training = modes.get(path, old.training)
 
 
-def align(old: nn.Module, present: nn.Module) -> None:
-    """Give each tensor of ``old`` device and dtype of its namesake in ``present``, or of the first weight there."""
+def align(old: nn.Module, model: nn.Module, path: str) -> Callable[[], None]:
+    """Give each tensor of ``old`` device, dtype and memory format of its namesake in the module at ``path``.
+
+    Where it has none, of the nearest weight. What is answered puts back the tensors as they were.
+    """
+    present, kept = model.get_submodule(path), []
     here = {**dict(present.named_parameters()), **dict(present.named_buffers())}
-    first = next((t for t in here.values() if t.is_floating_point()), None)
-    for path, module in old.named_modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                like = here.get(f"{path}.{name}".lstrip("."), first)
-                if tensor is None or like is None or not (tensor.is_floating_point() and like.is_floating_point()):
-                    continue
-                if (tensor.device, tensor.dtype) != (like.device, like.dtype):
-                    tensor.data = tensor.data.to(like.device, like.dtype)
+    nearest = next((t for t in here.values() if t.is_floating_point()), _nearest_weight(model, path))
+    for name, tensor in [*old.named_parameters(), *old.named_buffers()]:
+        like = here.get(name, nearest)
+        if like is None:
+            continue
+        data = tensor.data
+        dtype = like.dtype if data.is_floating_point() and like.is_floating_point() else data.dtype
+        moved = data.to(like.device, dtype, memory_format=_format(data, like))
+        if moved is not data:
+            kept.append((tensor, data))
+            tensor.data = moved
+
+    def back() -> None:
+        for tensor, data in kept:
+            tensor.data = data
+
+    return back
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Whether a 4-D weight lies channels-last; where the shape leaves it open, contiguous."""
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    plain = torch.empty(weight.shape, device="meta").stride()
+    return torch.channels_last if last and weight.stride() != plain else torch.contiguous_format
+
+
+def _format(data: Tensor, like: Tensor) -> torch.memory_format:
+    """Channels-last where ``like`` is so for sure, else as it is."""
+    last = data.ndim == like.ndim == 4 and memory_format(like) == torch.channels_last
+    return torch.channels_last if last else torch.preserve_format

@@ -6,7 +6,7 @@ It hangs on the model as a plain attribute, outside ``state_dict`` and ``paramet
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ class Ledger:
         sites: Every rewritten site, by the name of its op.
         log: How to take each edit back; None when the originals were dropped.
         before: The tensors of the untouched parts as they were at the first ``apply``, on the CPU.
-        shapes: Shape of every tensor of the model before the first ``apply``.
         located: Every site of the model before the first ``apply``: selections mean that model.
     """
 
@@ -40,7 +39,6 @@ class Ledger:
     sites: dict[str, list[Site]]
     log: list[Reverse] | None
     before: dict[str, Tensor]
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     located: tuple[Site, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
@@ -51,7 +49,6 @@ class Ledger:
             {name: list(sites) for name, sites in self.sites.items()},
             copy.deepcopy(self.log, memo),
             self.before,
-            self.shapes,
             self.located,
         )
 
@@ -64,8 +61,7 @@ class Ledger:
     @classmethod
     def open(cls, model: nn.Module, input_size: Size, keep_originals: bool, located: tuple[Site, ...] = ()) -> Ledger:
         """A ledger for a model about to be operated for the first time; it is not attached yet."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        return cls(Record(), input_size, {}, [], snapshot(model) if keep_originals else {}, shapes, located)
+        return cls(Record(), input_size, {}, [], snapshot(model) if keep_originals else {}, located)
 
     def add(self, model: nn.Module, record: Record, sites: dict[str, list[Site]], log: list[Reverse] | None) -> None:
         """Enter one operation and attach to ``model``; without ``log`` no earlier one can be taken back either."""

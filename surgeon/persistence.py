@@ -20,20 +20,11 @@ from surgeon.change import Record
 from surgeon.errors import LoadError, SurgeonError
 from surgeon.host import Size, input_sizes, unwrap
 from surgeon.ledger import Ledger
+from surgeon.manifest import MANIFEST, SCHEMA, damaged, read_manifest, version_hint, versions
 from surgeon.randomness import generators_kept
 from surgeon.recipe import Recipe
 from surgeon.rewriting import apply
-from surgeon.storage import (
-    MANIFEST,
-    SCHEMA,
-    read_manifest,
-    read_tensors,
-    replace_file,
-    sweep,
-    version_hint,
-    versions,
-    write_tensors,
-)
+from surgeon.storage import read_tensors, replace_file, sweep, write_tensors
 from surgeon.structure import first_difference, structure
 
 
@@ -48,7 +39,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        SurgeonError: When ``folder`` is a file.
+        SurgeonError: When ``folder`` is a file or cannot be written, or the model was lowered.
 
     Example:
         >>> import tempfile, surgeon
@@ -63,6 +54,16 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     ledger = Ledger.of(module)
     if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
         raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
+    try:
+        _write(module, ledger, folder)
+    except OSError as error:
+        raise SurgeonError(
+            f"cannot save to {folder}: {error.strerror or error}; an older model in it is as it was"
+        ) from error
+    return folder
+
+
+def _write(module: nn.Module, ledger: Ledger | None, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     files = {"weights": write_tensors(folder, "weights", weights)}
@@ -84,7 +85,6 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     }
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sweep(folder, {str(file["name"]) for file in files.values()})
-    return folder
 
 
 def load(path: str | Path, model: nn.Module | None = None, device: str | torch.device = "cpu") -> nn.Module:
@@ -111,28 +111,51 @@ def load(path: str | Path, model: nn.Module | None = None, device: str | torch.d
 
 def _rebuild(folder: Path, manifest: dict[str, Any], model: nn.Module | None) -> nn.Module:
     weights = read_tensors(folder, manifest, "weights")
-    shapes: Shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    originals = {**weights, **read_tensors(folder, manifest, "originals")} if manifest["keep_originals"] else None
     base = _base(manifest, model, folder)
-    _compare(shapes_of_state(base), shapes, f"{folder}: the model to operate", manifest)
-    for name, tensor in [*base.named_parameters(), *base.named_buffers()]:
-        if name in weights and tensor.is_floating_point():
-            tensor.data = tensor.data.to(weights[name].dtype)
-    if manifest["record"] is not None:
-        if manifest["keep_originals"]:
-            originals = {**weights, **read_tensors(folder, manifest, "originals")}
-            base.load_state_dict({name: originals[name] for name in shapes})
-            _freeze(base, manifest["frozen_before"])
-        _replay_saved(base, manifest)
-    _compare(shapes_of_state(base), {k: tuple(v.shape) for k, v in weights.items()}, f"{folder}: its weights", manifest)
-    if differs := first_difference(manifest["structure"], structure(base)):
-        raise LoadError(f"{folder}: the model to operate is another: {differs}{version_hint(manifest)}")
+    if model is not None:  # of which nothing is touched unless all fits
+        _operate(copy.deepcopy(base).to("meta"), folder, manifest, weights, None)
+    _operate(base, folder, manifest, weights, originals)
     base.load_state_dict(weights)
-    _freeze(base, manifest["frozen"])
+    _freeze(base, folder, manifest, "frozen")
     return base
 
 
-def _freeze(model: nn.Module, names: list[str]) -> None:
-    for name, parameter in model.named_parameters():
+def _operate(
+    base: nn.Module,
+    folder: Path,
+    manifest: dict[str, Any],
+    weights: dict[str, Tensor],
+    originals: dict[str, Tensor] | None,
+) -> None:
+    """Replay the surgery on ``base``, filled with ``originals`` before, and check what comes out."""
+    if manifest["shapes"] is not None:
+        _compare(shapes_of_state(base), manifest["shapes"], f"{folder}: the model to operate", manifest)
+    for name, tensor in [*base.named_parameters(), *base.named_buffers()]:
+        if name in weights and tensor.is_floating_point():
+            tensor.data = tensor.data.to(weights[name].dtype)
+    if originals is not None:
+        _fill(base, folder, manifest, originals)
+    if manifest["record"] is not None:
+        _replay_saved(base, folder, manifest)
+    _compare(shapes_of_state(base), _shapes(weights), f"{folder}: its weights", manifest)
+    if differs := first_difference(manifest["structure"], structure(base)):
+        raise LoadError(f"{folder}: the model to operate is another: {differs}{version_hint(manifest)}")
+
+
+def _fill(base: nn.Module, folder: Path, manifest: dict[str, Any], originals: dict[str, Tensor]) -> None:
+    """Values and ``requires_grad`` of before the surgery."""
+    found = shapes_of_state(base)
+    _compare(_shapes({name: originals[name] for name in found if name in originals}), found, f"{folder}", manifest)
+    base.load_state_dict({name: originals[name] for name in found})
+    _freeze(base, folder, manifest, "frozen_before")
+
+
+def _freeze(model: nn.Module, folder: Path, manifest: dict[str, Any], field: str) -> None:
+    parameters, names = dict(model.named_parameters()), manifest[field]
+    if strange := [name for name in names if name not in parameters]:
+        raise damaged(folder, field, strange)
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name not in names)
 
 
@@ -145,8 +168,8 @@ def _how_built(module: nn.Module, before: nn.Module | None, ledger: Ledger | Non
 
     builder, note, built = builder_of(module, ledger.input_size if ledger else _size_of(module), replay)
     base = before if before is not None else built
-    shapes = shapes_of_state(base) if base is not None else ledger.shapes if ledger else {}
-    return {"builder": builder, "builder_note": note, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+    shapes = None if base is None else shapes_of_state(base)
+    return {"builder": builder, "builder_note": note, "shapes": shapes}
 
 
 def _size_of(module: nn.Module) -> Size | None:
@@ -178,12 +201,14 @@ def _base(manifest: dict[str, Any], model: nn.Module | None, folder: Path) -> nn
         raise LoadError(f"{folder}: builder {builder} fails: {error}{version_hint(manifest)}") from error
 
 
-def _replay_saved(base: nn.Module, manifest: dict[str, Any]) -> None:
+def _replay_saved(base: nn.Module, folder: Path, manifest: dict[str, Any]) -> None:
     record, size = Record.from_dict(manifest["record"]), tuple(manifest["input_size"])
     try:
         _replay(base, record, size, manifest["keep_originals"])
     except SurgeonError as error:
-        raise LoadError(f"the recorded surgery does not fit the model: {error}{version_hint(manifest)}") from error
+        raise LoadError(
+            f"{folder}: the recorded surgery does not fit the model: {error}{version_hint(manifest)}"
+        ) from error
 
 
 def _replay(base: nn.Module, record: Record, size: Size, keep: bool) -> None:
@@ -215,10 +240,15 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
+def _shapes(tensors: dict[str, Tensor]) -> Shapes:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _compare(found: Shapes, expected: Shapes, what: str, manifest: dict[str, Any]) -> None:
     for name in dict.fromkeys([*found, *expected]):
         if found.get(name) != expected.get(name):
+            here, there = (tuple(shapes[name]) if name in shapes else "none" for shapes in (found, expected))
             raise LoadError(
-                f"{what} differs in tensor '{name}': the model has {found.get(name, 'none')}, the file expects "
-                f"{expected.get(name, 'none')}{version_hint(manifest)}"
+                f"{what} differs in tensor '{name}': the model has {here}, the file expects {there}"
+                f"{version_hint(manifest)}"
             )

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
-import torch
 from torch import Tensor
 
 from surgeon.errors import LoadError
-
-SCHEMA = 1
-MANIFEST = "recipe.json"
-FIELDS = (
-    "schema",
-    "versions",
-    "builder",
-    "builder_note",
-    "input_size",
-    "keep_originals",
-    "record",
-    "shapes",
-    "structure",
-    "frozen",
-    "frozen_before",
-    "files",
-)
+from surgeon.manifest import MANIFEST, damaged
 
 
 def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -38,8 +20,9 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[s
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():  # the format holds no shared storage
-        owned[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
+        storage = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
     data = safetensors.torch.save(owned)
     digest = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{digest[:12]}.safetensors"
@@ -61,33 +44,12 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path, keep: set[str]) -> None:
-    """Remove the tensors of an older model."""
+    """Remove the tensors of an older model; a file that cannot be removed does no harm."""
     for stem in ("weights", "originals"):
         for file in folder.glob(f"{stem}-????????????.safetensors"):
             if file.name not in keep:
-                file.unlink()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder.
-
-    Raises:
-        LoadError: When it is missing, damaged, or of another schema.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LoadError(f"{folder} holds no {MANIFEST}; name a folder written by surgeon.save") from error
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path} is damaged: {error}; restore it from a copy") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise LoadError(f"{path}: field 'schema' is {found!r}, this version reads {SCHEMA}{version_hint(manifest)}")
-    missing = [name for name in FIELDS if name not in manifest]
-    if missing:
-        raise LoadError(f"{path} is damaged: field '{missing[0]}' is missing; restore it from a copy")
-    return manifest
+                with suppress(OSError):
+                    file.unlink()
 
 
 def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str, Tensor]:
@@ -97,8 +59,8 @@ def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str,
         LoadError: When it is missing, truncated or edited.
     """
     entry = manifest["files"].get(stem)
-    if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
-        raise LoadError(f"{folder / MANIFEST} is damaged: field 'files.{stem}' is {entry!r}; restore it from a copy")
+    if entry is None:
+        raise damaged(folder, "files", manifest["files"])
     path = folder / Path(entry["name"]).name
     try:
         data = path.read_bytes()
@@ -112,17 +74,3 @@ def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str,
         )
     tensors: dict[str, Tensor] = safetensors.torch.load(data)
     return tensors
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a model is."""
-    from surgeon import __version__
-
-    return {"surgeon": __version__, "torch": torch.__version__, "timm": timm.__version__}
-
-
-def version_hint(manifest: Any) -> str:
-    """How the versions of the manifest differ from those here, to end a message with; "" where they do not."""
-    saved = manifest.get("versions", {}) if isinstance(manifest, dict) else {}
-    differ = [f"{k} {saved.get(k)} there, {v} here" for k, v in versions().items() if saved.get(k) != v]
-    return f" (versions differ: {'; '.join(differ)})" if differ else ""

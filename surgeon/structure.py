@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from surgeon.errors import SurgeonError
@@ -13,6 +14,7 @@ from surgeon.recorder import function_name
 from surgeon.tracing import record_forward
 
 Structure = dict[str, str]
+NO_FUNCTION = ("training", "grad_checkpointing")  # settings that change no result
 
 
 def structure(model: nn.Module) -> Structure:
@@ -42,8 +44,8 @@ def first_difference(there: Mapping[str, str], here: Mapping[str, str]) -> str |
 def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None) -> str | None:
     """The first way in which two models compute differently; None where they compute the same from the same tensors.
 
-    Compared are the modules, their floating-point settings (dropout rates are used in training only), and every
-    operation of one recorded forward pass with its arguments and shapes.
+    Compared are the modules, their plain settings (dropout rates are used in training only), and every operation of one
+    recorded forward pass with its arguments and shapes.
 
     Args:
         there: One model; it may lie on the meta device.
@@ -51,7 +53,7 @@ def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None) -> str |
         size: (C, H, W) of the recorded image; None where none is known, then no pass is compared.
     """
     found = first_difference(structure(there), structure(here))
-    found = found or first_difference(_rates(there, here), _rates(here, there))
+    found = found or first_difference(_settings(there, here), _settings(here, there))
     if found or size is None:
         return found
     try:
@@ -64,15 +66,22 @@ def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None) -> str |
     return None if len(passes[0]) == len(passes[1]) else f"{len(passes[0])} operations there, {len(passes[1])} here"
 
 
-def _rates(model: nn.Module, other: nn.Module) -> Structure:
-    """The floating-point attributes of ``model`` that ``other`` has too."""
+def _settings(model: nn.Module, other: nn.Module) -> Structure:
+    """The plain attributes of ``model`` that ``other`` has too; what users noted on one of them does not count."""
     known = {path: module.__dict__ for path, module in other.named_modules()}
     return {
         f"{path}.{name}".lstrip("."): repr(value)
         for path, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if isinstance(value, float) and not name.startswith("_") and isinstance(known.get(path, {}).get(name), float)
+        if not name.startswith("_") and name not in NO_FUNCTION
+        if name in known.get(path, {}) and _is_plain(value) and _is_plain(known[path][name])
     }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 def _operations(model: nn.Module, size: Size) -> list[str]:

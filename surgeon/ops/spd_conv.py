@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgeon.errors import RecipeError, RefusedError
+from surgeon.following import memory_format
 from surgeon.ops.space_to_depth import Blocks, Kernel, block_conv2d, embed
-from surgeon.ops.spd_fold import fold, memory_format
+from surgeon.ops.spd_fold import fold
 from surgeon.ops.spd_windows import conv_style, conv_windows, pad_pixels, padding_mode, pair, why_not_conv
 
 Init = Literal["exact", "fresh"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgeon.following import memory_format
 from surgeon.ops.space_to_depth import Blocks, Window
 
 PADS: dict[str, type[nn.Module]] = {
@@ -150,10 +150,3 @@ def _conv(
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return conv
-
-
-def memory_format(weight: Tensor) -> torch.memory_format:
-    """Whether a 4-D weight lies channels-last; where the shape leaves it open, contiguous."""
-    last = weight.is_contiguous(memory_format=torch.channels_last)
-    plain = torch.empty(weight.shape, device="meta").stride()
-    return torch.channels_last if last and weight.stride() != plain else torch.contiguous_format

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.edit import Edit, SetAttribute, Swap, twin, untouchable
-from surgeon.ops.spd_fold import memory_format
+from surgeon.following import memory_format
 from surgeon.ops.spd_windows import conv_style
 from surgeon.tracing import Trace
 

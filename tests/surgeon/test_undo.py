@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import surgeon
+from surgeon import edit
 from tests.contracts import Snapshot, images, operate, stir, undone
-from tests.zoo import TINY, PlainNet, entries
+from tests.zoo import TINY, PlainNet, Wrap, entries
 
 X = images(64, dtype=torch.float32)
 RECIPES = {
@@ -54,6 +56,25 @@ def test_a_copy_is_undone_alone() -> None:
     undone(before, surgeon.undo(model), identity=False)
 
 
+def test_shared_modules_are_shared_again() -> None:
+    model = PlainNet()
+    model.alias = model.stem
+    before = Snapshot.of(stir(model))
+    surgeon.apply(model, "spd", 64)
+    assert model.alias[0] is model.stem[0]
+    undone(before, surgeon.undo(model))
+
+
+def test_derived_classes_are_dropped() -> None:
+    model = Wrap(lambda m, x: F.max_pool2d(m.conv(x), 3, 2, 1), 4, conv=nn.Conv2d(3, 4, 3, 2, 1))
+    before = Snapshot.of(stir(model))
+    surgeon.apply(model, "spd", 64)
+    assert type(model) is not Wrap
+    twin = surgeon.undo(copy.deepcopy(model))
+    assert type(twin) is Wrap and type(model) is not Wrap
+    undone(before, surgeon.undo(model))
+
+
 def test_a_removed_pool_comes_back() -> None:
     model = stir(PlainNet())
     before = Snapshot.of(model)
@@ -71,7 +92,7 @@ def test_two_operations_are_undone_at_once() -> None:
     undone(before, surgeon.undo(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_originals_follow_device_and_precision(dtype: torch.dtype) -> None:
     layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 5, 1)]
     model = nn.Sequential(*layers).eval()
@@ -80,6 +101,32 @@ def test_originals_follow_device_and_precision(dtype: torch.dtype) -> None:
     surgeon.undo(model.to(dtype))
     assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {dtype}
     assert torch.equal(model(X.to(dtype)), expected(X.to(dtype)))
+
+
+def test_originals_follow_the_memory_format() -> None:
+    model = stir(PlainNet())
+    expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    surgeon.apply(model, "spd", 64)
+    undone(
+        Snapshot.of(expected, identity=False), surgeon.undo(model.to(memory_format=torch.channels_last)), identity=False
+    )
+
+
+@pytest.mark.gpu
+def test_originals_follow_the_device() -> None:
+    recipe = {"spd": {"order": "conv-spd", "before": "norm"}}
+    model = stir(PlainNet())
+    before = Snapshot.of(model, identity=False)
+    surgeon.undo(surgeon.apply(model, recipe, 64).cuda())
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cuda"}
+    undone(before, model.cpu(), identity=False)
+
+
+def test_originals_follow_where_nothing_took_their_place() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    log = edit.perform(model, [edit.Swap("1", lambda _: nn.Identity())])
+    edit.revert(model.double(), log)
+    assert {t.dtype for t in model[1].buffers()} == {torch.float64, torch.int64}
 
 
 def test_originals_of_mixed_precision_stay_mixed() -> None:
@@ -105,7 +152,9 @@ def test_a_classifier_put_in_since_stays() -> None:
 
 def test_all_or_nothing() -> None:
     model = stir(PlainNet())
+    plain = Snapshot.of(model, identity=False)
     surgeon.apply(model, "spd", 64)
+    model.half()
     block, model.block = model.block, nn.Identity()
     before = Snapshot.of(model)
     with pytest.raises(surgeon.RefusedError, match=r"cannot undo: an operated module is gone .*put it back"):
@@ -113,7 +162,7 @@ def test_all_or_nothing() -> None:
     assert before.differences(Snapshot.of(model)) == []
     assert surgeon.record(model).count("rewritten") == 4
     model.block = block
-    assert surgeon.record(surgeon.undo(model)).changes == ()
+    undone(plain, surgeon.undo(model.float()), identity=False)  # the originals were not rounded meanwhile
 
 
 def test_nothing_to_undo_and_dropped_originals() -> None:
