@@ -13,6 +13,7 @@ import torch
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+pytest.register_assert_rewrite("tests.contracts", "tests.surgeon.completeness")  # a failure shows the values
 torch.set_num_threads(1)  # tensors this small are many times faster so
 
 
