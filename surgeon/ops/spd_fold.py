@@ -57,6 +57,7 @@ def fold(
         Conv2d, Sequential of paddings and Conv2d, timm's Conv2dSame, or None where no such layer exists.
 
     Example:
+        >>> import torch
         >>> blocks = Blocks.of(Window(kernel=3, stride=2, padding=1))
         >>> fold(torch.ones(1, 4, 2, 2), None, blocks, blocks, groups=1)  # all taps count
         Sequential(
