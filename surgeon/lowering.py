@@ -8,14 +8,16 @@ from functools import partial
 from torch import fx, nn
 
 from surgeon.change import Change, Record
-from surgeon.edit import Append, Reclass, Swap, perform, twin
+from surgeon.edit import Append, Reclass, Swap, perform, revert, twin
+from surgeon.errors import TraceError
+from surgeon.following import follow_modes
 from surgeon.host import Size, input_sizes, unwrap
 from surgeon.ledger import Ledger
 from surgeon.locating import pair
 from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
 from surgeon.site import Pair
 from surgeon.skeleton import LEDGER
-from surgeon.tracing import Trace, record_forward
+from surgeon.tracing import Trace, calls_of, record_forward
 
 KEEPS_ZERO = frozenset(("relu", "relu6", "silu", "gelu", "mish", "tanh", "hardswish", "leaky_relu", "elu"))
 
@@ -40,6 +42,7 @@ def lower(model: nn.Module) -> nn.Module:
     """
     module = unwrap(model)
     lowered = copy.deepcopy(module)
+    follow_modes(lowered, module)  # torch copies graph modules into training mode
     ledger = Ledger.of(lowered)
     lowered.__dict__.pop(LEDGER, None)
     size: Size = ledger.input_size if ledger else input_sizes(lowered)[0]
@@ -100,11 +103,24 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
         reason = f"space-to-depth is read by '{odd[0] if odd else 'the output'}', which is no plain conv"
         return Change(path=path, op="lower", status="refused", reason=reason)
     targets = [str(reader.target) for reader in readers]
-    Reclass(path, Append.name).revert(model)
-    perform(model, [Swap(target, partial(strided, block)) for target in targets])
+    again = Reclass(path, Append.name).revert(model)
+    log = perform(model, [Swap(target, partial(strided, block)) for target in targets])
+    if not _runs_alike(model, recorded):
+        revert(model, log)
+        again()
+        return Change(path=path, op="lower", status="refused", reason="code of the model reads the size of its output")
     count = sum(p.numel() for target in targets for p in model.get_submodule(target).parameters())
     reason = f"space-to-depth and {', '.join(targets)} -> ZeroPad2d + Conv2d"
     return Change(path=path, op="lower", status="rewritten", reason=reason, params=(count, count))
+
+
+def _runs_alike(model: nn.Module, recorded: Trace) -> bool:
+    """Whether functions still get the numbers they got: code may hand on the size of a map that grew."""
+    besides = rearranged(recorded.model)
+    try:
+        return calls_of(record_forward(model, [recorded.input_size]), besides) == calls_of(recorded, besides)
+    except TraceError:
+        return False
 
 
 def _readers(node: fx.Node, model: nn.Module) -> list[fx.Node]:

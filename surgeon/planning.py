@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.change import Change, Record, Status
-from surgeon.edit import Edit, SetAttribute, Swap, SwapCall, perform
+from surgeon.edit import Append, Edit, SetAttribute, Swap, SwapCall, perform
 from surgeon.errors import NoSiteError, RefusedError, TraceError
 from surgeon.host import InputSize, input_sizes
 from surgeon.ledger import Ledger
@@ -23,7 +23,7 @@ from surgeon.recipe import Recipe, Step
 from surgeon.select import Select
 from surgeon.site import Pair, Site
 from surgeon.skeleton import FAKE_MODE
-from surgeon.tracing import Trace, record_forward, trace, within
+from surgeon.tracing import Trace, calls_of, record_forward, trace, within
 from surgeon.units import unit_paths
 
 
@@ -128,6 +128,8 @@ def _perform(
             raise RefusedError(f"op '{op.name}' refuses {error}; exclude '{site.path}'") from error
         planned.edits.extend(what.edits)
     after = _retrace(op, before)
+    if op.one_at_a_time:
+        _insist_on_sizes(op, rewritten[0][0], rewritten[0][1].edits, before, after)
     for site, what in rewritten:
         if not any(within(node, path) for path in _built(what.edits) for node in after.graph.nodes):
             raise RefusedError(
@@ -138,6 +140,17 @@ def _perform(
         params, macs = zip(costs[site.path], ends, strict=True)
         changes.append(_change(op, site, what, params, macs))
     return changes, after
+
+
+def _insist_on_sizes(op: AbstractOp, site: Site, edits: Sequence[Edit], before: Trace, after: Trace) -> None:
+    """Code must not have read a size that changes: what it computes from it would be another number."""
+    touched = {edit.path for edit in edits if isinstance(edit, Append)}
+    if new := calls_of(after, touched) - calls_of(before, touched):
+        owner, function, _ = next(iter(new))
+        raise RefusedError(
+            f"op '{op.name}' refuses '{site.path}': the code of '{owner or type(before.model).__name__}' reads a size "
+            f"that would change, for '{function}'; exclude this path"
+        )
 
 
 def _built(edits: Sequence[Edit]) -> list[str]:

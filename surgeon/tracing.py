@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
 
 from surgeon.errors import TraceError
 from surgeon.recorder import Recorder
@@ -57,6 +59,18 @@ class Trace:
         """Bytes of every intermediate output of one image, as a training step would at most keep."""
         tensors = (node.meta["val"] for node in self.graph.nodes if node.op.startswith("call_"))
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def calls_of(recorded: Trace, besides: Collection[str] = ()) -> Counter[tuple[str, str, str]]:
+    """How often each owner calls each function with which plain arguments: sizes its code has read are among them.
+
+    Args:
+        recorded: The trace.
+        besides: Paths of owners left out.
+    """
+    nodes = [n for n in recorded.graph.nodes if n.op == "call_function" and n.meta["owner"] not in besides]
+    plain = [repr(map_aggregate((n.args, n.kwargs), lambda a: "" if isinstance(a, fx.Node) else a)) for n in nodes]
+    return Counter((n.meta["owner"], n.meta["name"], given) for n, given in zip(nodes, plain, strict=True))
 
 
 def within(node: fx.Node, path: str) -> bool:

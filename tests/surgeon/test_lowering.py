@@ -92,6 +92,50 @@ def test_what_cannot_fold_says_so() -> None:
     assert change.status == "refused" and "no standard layer that is equal at every input size" in change.reason
 
 
+class Reads(nn.Module):
+    """Code that uses the size of a map between space-to-depth and its reader."""
+
+    def __init__(self, code: Any) -> None:
+        super().__init__()
+        self.down, self.conv, self.side = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(3, 4, 1)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        edge = self.down(x)
+        return self.code(self, x, edge, self.conv(edge))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda net, x, edge, y: y + F.interpolate(net.side(x), size=edge.shape[2:]),
+        lambda net, x, edge, y: y / edge.shape[2],
+        lambda net, x, edge, y: y + torch.ones(edge.shape[-2:], dtype=y.dtype),
+    ],
+)
+def test_a_size_that_code_reads_stays(code: Any) -> None:
+    old = Reads(code).double().eval()
+    model = trained(copy.deepcopy(old), RECIPES["conv-spd"])
+    lowered = surgeon.lower(model)
+    (change,) = surgeon.record(lowered).changes
+    assert change.status == "refused" and change.reason == "code of the model reads the size of its output"
+    for size in SIZES:
+        assert torch.equal(model(images(size)), lowered(images(size)))
+
+
+def test_modes_stay() -> None:
+    model = timm.create_model("test_resnet", features_only=True, feature_cls="fx").eval()
+    model = trained(model, "spd")
+    lowered = surgeon.lower(model)
+    assert not any(m.training for m in lowered.modules())
+    for a, b in zip(model(images(64)), lowered(images(64)), strict=True):
+        assert relative(a.detach(), b.detach()) < 1e-10
+    model.train()
+    model.graph_module.bn1.eval()
+    lowered = surgeon.lower(model)
+    assert lowered.training and lowered.graph_module.conv1.training and not lowered.graph_module.bn1.training
+
+
 def test_the_copy_is_for_inference() -> None:
     lowered = surgeon.lower(trained(PlainNet(), "spd"))
     with pytest.raises(surgeon.RefusedError, match="cannot undo"):

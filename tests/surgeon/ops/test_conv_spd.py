@@ -86,6 +86,25 @@ def test_what_cannot_be_widened_is_refused(code: Any, words: str) -> None:
         operate(code)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda net, x: net.conv(x) / x.shape[1],
+        lambda net, x: net.conv(F.relu(x)) * x.size(1) ** -0.5,
+        lambda net, x: net.conv(x).relu() if x.shape[1] < 5 else net.conv(x).sigmoid(),
+    ],
+)
+@pytest.mark.parametrize("before", ["consumer", "norm"])
+def test_code_that_reads_the_number_of_channels_is_refused(code: Any, before: str) -> None:
+    with pytest.raises(surgeon.RefusedError, match="'down': the code of 'Own' reads a size that would change"):
+        operate(code, before)
+
+
+def test_code_that_reads_other_sizes_is_not() -> None:
+    old, new = operate(lambda net, x: net.conv(x) * x.shape[2] / x.shape[0])
+    assert relative(old(X).detach(), new(X).detach()) < 1e-12
+
+
 def test_residual_networks_widen_what_they_can() -> None:
     model = timm.create_model("resnet18", num_classes=4)
     surgeon.apply(model, {"spd": {"order": "conv-spd"}}, 64)
