@@ -155,14 +155,25 @@ def test_all_or_nothing() -> None:
     plain = Snapshot.of(model, identity=False)
     surgeon.apply(model, "spd", 64)
     model.half()
-    block, model.block = model.block, nn.Identity()
+    stem, model.stem = model.stem, nn.Identity()  # the first edit is taken back last
     before = Snapshot.of(model)
     with pytest.raises(surgeon.RefusedError, match=r"cannot undo: an operated module is gone .*put it back"):
         surgeon.undo(model)
     assert before.differences(Snapshot.of(model)) == []
     assert surgeon.record(model).count("rewritten") == 4
-    model.block = block
-    undone(plain, surgeon.undo(model.float()), identity=False)  # the originals were not rounded meanwhile
+    model.stem = stem
+    undone(plain, surgeon.undo(model.float()), identity=False)
+
+
+def test_what_cannot_be_taken_back_rounds_no_original() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 5, 3))
+    last = model[2]
+    log = edit.perform(model, [edit.Swap(path, lambda _: nn.Identity()) for path in "12"])
+    model.half()
+    model[1] = None
+    with pytest.raises(AttributeError):
+        edit.revert(model, log)
+    assert isinstance(model[2], nn.Identity) and last.weight.dtype == torch.float32
 
 
 def test_nothing_to_undo_and_dropped_originals() -> None:
