@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from surgeon.errors import RefusedError, SurgeonError
 from surgeon.skeleton import LEDGER
@@ -52,6 +53,10 @@ def unwrap(model: Any) -> nn.Module:
     for base in type(model).__mro__:
         if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
             raise RefusedError(f"cannot operate on a model wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}")
+    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        raise RefusedError(
+            f"cannot operate on {kind}, whose lazy layers have no shape yet: run it once on an image first"
+        )
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         raise RefusedError("cannot operate on a model whose parameters are sharded (DTensor): operate before sharding")
     return model

@@ -109,6 +109,8 @@ def pool_windows(pool: nn.AvgPool2d | nn.MaxPool2d) -> tuple[Window, Window]:
 def why_not_pool(pool: nn.Module, base: type[nn.AvgPool2d] | type[nn.MaxPool2d]) -> str | None:
     """Why no space-to-depth layer computes the same function, as a verb phrase; None if one does."""
     name = type(pool).__name__
+    if isinstance(pool, nn.LPPool2d):
+        return f"is a {name}: it takes a root of sums of powers, which no conv and no maximum computes"
     if not isinstance(pool, base):
         return f"is a {name}, not an nn.{base.__name__}"
     if "forward" in vars(pool) or not (type(pool).forward is base.forward or is_same_pool(pool)):

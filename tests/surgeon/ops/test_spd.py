@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
@@ -97,6 +98,28 @@ def parametrized() -> nn.Module:
     return model
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, the second behind the first."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.down, self.second = nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 3, stride, 1)
+        self.third = nn.Conv2d(3, 3, 3, 1, 1)
+        (self.down if stride > 1 else self.third).weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.down(x)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.last = nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.down(self.down(x)))
+
+
 class Mine(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
@@ -114,6 +137,22 @@ class Mine(nn.Conv2d):
             {},
             ["returns the indices of the maxima (return_indices=True), which a conv has not"],
         ),
+        (
+            lambda: nn.Sequential(nn.LPPool2d(2, 3, 2)),
+            {},
+            ["LPPool2d: it takes a root of sums of powers, which no conv"],
+        ),
+        (
+            lambda: Tied(2),
+            {},
+            ["'down' shares a parameter with 'second', and each would get one of its own; copy it first"],
+        ),
+        (
+            lambda: Tied(1),
+            {"order": "conv-spd"},
+            ["'down' needs another 'second', which shares a parameter with 'third'; copy it first"],
+        ),
+        (Twice, {"order": "conv-spd"}, ["'down' runs as a function or several times, so its readers differ"]),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3)),
             {"kernel": 2},
@@ -133,10 +172,15 @@ class Mine(nn.Conv2d):
 )
 def test_refusals_say_why(build: Any, settings: dict[str, Any], words: list[str]) -> None:
     model = build()
-    with pytest.raises(surgeon.RefusedError, match="op 'spd' refuses all 1 sites selected in") as caught:
+    with pytest.raises(surgeon.RefusedError, match=r"op 'spd' refuses all [12] sites selected in") as caught:
         surgeon.apply(model, {"spd": settings}, 64)
     assert [word for word in words if word not in str(caught.value)] == []
     assert surgeon.record(model).changes == ()
+
+
+def test_a_model_whose_layers_have_no_shape_yet_is_refused() -> None:
+    with pytest.raises(surgeon.RefusedError, match="lazy layers have no shape yet: run it once on an image first"):
+        surgeon.apply(nn.Sequential(nn.LazyConv2d(4, 3, 2)), "spd", 32)
 
 
 def test_a_weight_that_is_not_finite_is_refused() -> None:
@@ -205,6 +249,26 @@ def test_the_seed_of_the_site_is_independent_of_the_global_one() -> None:
 @pytest.mark.parametrize("name", ["resnet18_spd", "resnet50_spd", "digits_spd"])
 def test_shipped_recipes_are_named(name: str) -> None:
     assert surgeon.Recipe.parse(name).steps[0].op.name == "spd"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "classes", "size", "params", "macs"),
+    [
+        ("resnet18_spd", "resnet18", 200, 64, (11_279_112, 16_437_576), (148_148_224, 749_572_096)),
+        ("resnet50_spd", "resnet50", 10, 32, (23_528_522, 41_073_290), (83_431_424, 486_232_064)),
+    ],
+)
+def test_the_papers_networks_have_the_counts_that_are_printed(
+    name: str, model: str, classes: int, size: int, params: Any, macs: Any
+) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(model, num_classes=classes)
+    record = surgeon.plan(net, name, size)
+    assert (record.params, record.macs) == (params, macs)
+    assert record.count("rewritten") == 8 and record.count("refused") == 0
+    surgeon.apply(net, name, size)
+    assert sum(p.numel() for p in net.parameters()) == params[1]
+    assert net.conv1.weight.shape == (64, 12, 3, 3) and isinstance(net.maxpool, nn.Identity)
 
 
 def test_costs_are_told() -> None:
