@@ -121,6 +121,35 @@ def test_files_and_functions_are_short(path: Path) -> None:
             assert length <= 40, f"{node.name} has {length} lines"
 
 
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """Functions, classes and methods a reader meets; special methods and overloads explain themselves."""
+    for node in tree.body:
+        inner = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else []
+        for one in [node, *inner]:
+            if not isinstance(one, (ast.FunctionDef, ast.ClassDef)) or one.name.startswith("_"):
+                continue
+            if not any(ast.unparse(mark) == "overload" for mark in one.decorator_list):
+                yield one.name, one
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_what_is_public_is_explained(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert [name for name, node in public(tree) if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_public_verbs_are_shown_at_work(name: str) -> None:
+    words = inspect.getdoc(getattr(surgeon, name)) or ""
+    summary = words.splitlines()[0]
+    assert summary.endswith((".", "?")) and len(summary) < 120
+    assert name == "load" or ">>> " in words.partition("Example:")[2]  # save's example loads
+    arguments = [p for p in SIGNATURES[name] if len(SIGNATURES[name]) > 1]
+    assert [p for p in arguments if f"{p}:" not in words] == []
+    assert name in ("record", "list_ops") or "Error:" in words.partition("Raises:")[2]
+
+
 def test_nothing_asserts_outside_tests() -> None:
     asserts = [
         p
