@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 
 from surgeon.errors import TraceError
-from surgeon.recorder import Recorder
+from surgeon.recorder import ONE_AT_A_TIME, Recorder
 from surgeon.skeleton import FAKE_MODE, skeleton
 
 
@@ -121,7 +121,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     node.meta.update(val=image, owner="", order=0)
     recorder.bind(image, node)
     try:
-        with _quiet(), fake, recorder.recording(model):
+        with ONE_AT_A_TIME, _quiet(), fake, recorder.recording(model):
             out = model(image)
     except TraceError:
         raise

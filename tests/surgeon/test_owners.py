@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import random
 import threading
 from collections.abc import Callable
@@ -238,3 +239,4 @@ def test_threads_read_models_at_once() -> None:
     for thread in threads:
         thread.join()
     assert wrong == [] and nn.Module.__call__ is call
+    assert not logging.getLogger("torch._subclasses.fake_tensor").disabled
