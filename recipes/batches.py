@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from recipes.processes import Processes, derive, seeded
+from surgeon.errors import SurgeonError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Key = tuple[int, int]  # epoch, index of the image
@@ -101,12 +102,20 @@ class SeededImages(Dataset[Any]):
             image, target = self.images[index]
             return self.transform(image), int(target)
 
+    def __getitems__(self, keys: list[Key]) -> Batch | SurgeonError:
+        """Return a batch, or why there is none: raised in a worker, an error comes out wrapped in its traceback."""
+        try:
+            images, targets = default_collate([self[key] for key in keys])
+        except SurgeonError as error:
+            return error
+        return images, targets
+
 
 class IndexedBatches:
     """Batches of a data set that can be read at any index.
 
     Args:
-        dataset: Answers (epoch, index) with (image tensor, class); with ``__getitems__`` a whole batch at once.
+        dataset: Answers a list of (epoch, index) with a batch, by ``__getitems__``.
         batch_size: Images per batch over all processes (training), or per process (evaluation).
         seed: Of the order.
         training: Shuffled, whole batches only; else in order, to the last image.
@@ -125,14 +134,17 @@ class IndexedBatches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=who.device.type == "cuda",
-            collate_fn=_whole if hasattr(dataset, "__getitems__") else default_collate,
+            collate_fn=_whole,  # data sets answer with whole batches
             generator=torch.Generator().manual_seed(seed),  # workers' own seeds; keeps torch's global one untouched
         )
 
-    def epoch(self, number: int) -> Iterable[Batch]:
-        """Return the batches of one epoch: the same images, order and augmentation for the same number."""
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch: the same images, order and augmentation for the same number."""
         self._order.epoch = number
-        return self._loader
+        for found in self._loader:
+            if isinstance(found, SurgeonError):
+                raise found
+            yield found
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.epoch(0))

@@ -71,5 +71,14 @@ def operate(model: nn.Module, recipe: RecipeFile, seed: int = 0, input_size: Any
     if not recipe.surgery:
         return model
     with seeded(derive(seed, 1)):
-        steps = {"name": recipe.name, "surgery": recipe.surgery, "keep_originals": recipe.keep_originals}
-        return surgeon.apply(model, steps, input_size)
+        return surgeon.apply(model, _steps(recipe), input_size)
+
+
+def rehearse(model: nn.Module, recipe: RecipeFile, input_size: Any = None) -> None:
+    """Plan a recipe's ``surgery:``, which raises what `operate` would; the model is only read."""
+    if recipe.surgery:
+        surgeon.plan(model, _steps(recipe), input_size)
+
+
+def _steps(recipe: RecipeFile) -> dict[str, Any]:
+    return {"name": recipe.name, "surgery": recipe.surgery, "keep_originals": recipe.keep_originals}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import ImageDataset
 
 from recipes import datasets
 from recipes.batches import Batches, IndexedBatches, SeededImages
@@ -77,14 +78,33 @@ def open_source(section: DigitsData | ImageData, seed: int = 0) -> Source:
     if section.dataset in datasets.READERS:
         reader, root = datasets.READERS[section.dataset], Path(section.root or ".")
         (train, count), (val, _) = reader(root, True), reader(root, False)
-        return Source(section, train, val, section.num_classes or count)
+        return Source(section, train, val, _classes(section, count))
     streamed = section.dataset.startswith(STREAMS)
     train, val = ((open_stream if streamed else datasets.timm_dataset)(section, part) for part in (True, False))
     datasets.check_same_classes(section, train, val)
     names = getattr(train, "classes", None) or getattr(getattr(train, "reader", None), "class_to_idx", None)
-    if not (section.num_classes or names):
+    return Source(section, _read(train), _read(val), _classes(section, len(names or ())))
+
+
+def _read(images: Any) -> Any:
+    """Take timm's reader without its data set, which passes over broken images."""
+    return datasets.Read(images.reader) if isinstance(images, ImageDataset) else images
+
+
+def _classes(section: ImageData, told: int) -> int:
+    """Return the number of classes: what the data tell, else what the recipe says.
+
+    Raises:
+        RecipeError: When neither says it, or both and differently.
+    """
+    if not (told or section.num_classes):
         raise RecipeError(f"data set '{section.dataset}' does not tell its number of classes; set data.num_classes")
-    return Source(section, train, val, section.num_classes or len(names or ()))
+    if told and section.num_classes not in (None, told):
+        raise RecipeError(
+            f"data.num_classes is {section.num_classes}, but '{section.dataset}' has {told} classes; take it out "
+            "(model.num_classes sets the number of outputs)"
+        )
+    return told or int(section.num_classes or 0)
 
 
 def _some(images: Any, limit: int | None) -> Any:

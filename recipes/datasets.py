@@ -48,8 +48,42 @@ class Files:
 
     def __getitem__(self, index: int) -> Item:
         path, target = self.items[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), target
+        return _opened(path, lambda: path), target
+
+
+class Read:
+    """Images that one of timm's readers finds; timm's own data set gives the next image in place of a broken one."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Item:
+        def name() -> Any:
+            return self.reader.filename(index, absolute=True)
+
+        try:
+            stream, target, *_ = self.reader[index]
+        except OSError as error:
+            raise _broken(name(), error) from None
+        with stream:
+            return _opened(stream, name), target
+
+
+def _opened(file: Any, name: Callable[[], Any]) -> Image.Image:
+    """Read an image in full, in colour; what is no image, or a damaged one, is refused by name."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _broken(name(), error) from None
+
+
+def _broken(name: Any, error: Exception) -> RecipeError:
+    reason = getattr(error, "strerror", None) or str(error).partition(" <")[0].partition(" '")[0]
+    return RecipeError(f"{name} cannot be read as an image ({reason}); mend it, or take it out of the data set")
 
 
 class Arrays:
@@ -80,7 +114,7 @@ class Part:
 
 def missing(name: str, where: Path, lacks: str) -> RecipeError:
     """Return the error for data that are not there: what, where it looked, how to get them."""
-    how = HOW_TO_GET.get(name, "set data.download: true, or put the files there")
+    how = HOW_TO_GET.get(name.partition(":")[0], "set data.download: true, or put the files there")
     return RecipeError(f"data set '{name}': {lacks} in {where.resolve()}; {how}")
 
 
@@ -142,8 +176,8 @@ def _small_batch(root: Path, name: str) -> tuple[np.ndarray[Any, Any], list[int]
         raise missing("small-imagenet-32", root, f"neither {name}.npz nor {name}") from None
     except (KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RecipeError(f"{path}: not a batch of the downsampled ImageNet: {error}; download it anew") from None
-    if len(data) != len(labels) or labels.min(initial=0) < 0:
-        raise RecipeError(f"{path}: {len(data)} images, {len(labels)} labels (from 1 up); download it anew")
+    if len(data) != len(labels) or labels.min(initial=0) < 0 or labels.max(initial=0) > 999:
+        raise RecipeError(f"{path}: {len(data)} images, {len(labels)} labels (1 to 1000); download it anew")
     return data, labels.tolist()
 
 

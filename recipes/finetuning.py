@@ -16,9 +16,11 @@ from rich.console import Console
 from torch import nn
 
 from recipes.checkpoint import Checkpoints
+from recipes.claiming import alone, check, claim
 from recipes.data import Data, batch, open_source
 from recipes.evaluating import evaluate
-from recipes.folders import claim, write_weights
+from recipes.fitting import outputs
+from recipes.folders import write_weights
 from recipes.learner import Learner, has_batch_norm, precision
 from recipes.loading import load
 from recipes.processes import Processes, processes
@@ -138,6 +140,9 @@ class _Training:
     def _announce(self, reporter: Reporter, done: int) -> None:
         if done > 0:
             reporter.say(f"{self.title}: continuing after epoch {done} of {self.settings.epochs} ({self.folder})")
+        if self.learner.num_outputs > self.data.num_classes:
+            more = f"{self.learner.num_outputs} outputs for {self.data.num_classes} classes"
+            reporter.say(f"{self.title}: the model has {more}; its first {self.data.num_classes} are trained for them")
         if self.who.world > 1:
             norm = "no batch norm, so the numbers are those of one process"
             if has_batch_norm(self.learner.net):
@@ -202,15 +207,17 @@ def finetune(
         >>> [row["epoch"] for row in result.rows]
         [0, 1]
     """
-    recipe, place = load(recipe), Path(folder) if folder is not None else None
+    recipe, place = load(recipe), Path(folder).expanduser() if folder is not None else None
     train = recipe.train
     if train is None:
         raise RecipeError(f"recipe '{recipe.name}' has no train section; add one, e.g. train: {{epochs: 20}}")
-    with processes(train.device) as who:
+    with processes(train.device) as who, alone(place if who.main else None):
+        if place is not None and who.main:
+            check(place, recipe, WRITES, resume)
+        data = data if data is not None else data_for(recipe, model, train, who)
+        learner = Learner(model, train, outputs(model, data), len(data.train), who)
         if place is not None and who.main:
             claim(place, recipe, WRITES, resume)
-        data = data if data is not None else data_for(recipe, model, train, who)
-        learner = Learner(model, train, data.num_classes, len(data.train), who)
         training = _Training(recipe.name, learner, data, place, who, console or Console())
         training.continue_where_it_ended()
         training.run()

@@ -63,20 +63,22 @@ class Learner:
     Args:
         model: Trained in place.
         settings: The recipe's ``train:``.
-        num_classes: Of the data.
+        num_outputs: Logits of the model.
         num_batches: Per epoch.
         who: This process among those that train together.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSection, num_classes: int, num_batches: int, who: Processes
+        self, model: nn.Module, settings: TrainSection, num_outputs: int, num_batches: int, who: Processes
     ) -> None:
         self.model, self.settings, self.who, self.updates = model, settings, who, 0
+        self.num_outputs = num_outputs
         self.net = self._synchronised(model.to(who.device))
         if settings.channels_last:
             self.net.to(memory_format=torch.channels_last)
         precision(settings, who.device)
         self.optimizer = _optimizer(self.net, settings)
+        self.second_order = bool(getattr(self.optimizer, "is_second_order", False))
         self.updates_per_epoch = -(-num_batches // settings.grad_accum_steps)
         self.scheduler = self._schedule()
         scaled = settings.amp and settings.amp_dtype == "float16"
@@ -84,7 +86,7 @@ class Learner:
         decay, warmup = settings.model_ema_decay, settings.model_ema_warmup
         self.ema = ModelEmaV3(self.net, decay=decay, use_warmup=warmup) if settings.model_ema else None
         self.parallel: nn.Module = self._parallel()
-        self.mixup, self.loss = self._mixing(num_classes)
+        self.mixup, self.loss = self._mixing()
 
     def _synchronised(self, model: nn.Module) -> nn.Module:
         """Return the module that is trained: the model, or a copy of it with SyncBatchNorm."""
@@ -98,20 +100,13 @@ class Learner:
 
     def _schedule(self) -> Any:
         s = self.settings
-        scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=s.sched,
-            num_epochs=s.epochs,
-            decay_epochs=s.decay_epochs,
-            decay_milestones=list(s.decay_milestones),
-            decay_rate=s.decay_rate,
-            min_lr=s.min_lr,
-            warmup_lr=s.warmup_lr,
-            warmup_epochs=s.warmup_epochs,
-            step_on_epochs=not s.sched_on_updates,
-            updates_per_epoch=self.updates_per_epoch,
-        )
-        return scheduler
+        keys = ("sched", "decay_epochs", "decay_rate", "min_lr", "warmup_lr", "warmup_epochs")
+        chosen = {key: getattr(s, key) for key in keys} | {"decay_milestones": list(s.decay_milestones)}
+        every = {"step_on_epochs": not s.sched_on_updates, "updates_per_epoch": self.updates_per_epoch}
+        try:
+            return create_scheduler_v2(self.optimizer, num_epochs=s.epochs, **chosen, **every)[0]
+        except ValueError as error:
+            raise RecipeError(f"train.sched '{s.sched}' with epochs {s.epochs}, {_words(chosen)}: {error}") from None
 
     def _parallel(self) -> nn.Module:
         if self.who.world == 1:
@@ -119,7 +114,7 @@ class Learner:
         on_gpu = self.who.device.type == "cuda"
         return DistributedDataParallel(self.net, device_ids=[self.who.device] if on_gpu else None)
 
-    def _mixing(self, num_classes: int) -> tuple[Mixup | None, nn.Module]:
+    def _mixing(self) -> tuple[Mixup | None, nn.Module]:
         s = self.settings
         if not (s.mixup or s.cutmix):
             return None, LabelSmoothingCrossEntropy(s.smoothing) if s.smoothing else nn.CrossEntropyLoss()
@@ -135,7 +130,7 @@ class Learner:
             prob=s.mixup_prob,
             switch_prob=s.mixup_switch_prob,
             label_smoothing=s.smoothing,
-            num_classes=num_classes,
+            num_classes=self.num_outputs,
         )
         return mixup, SoftTargetCrossEntropy()
 
@@ -187,7 +182,7 @@ class Learner:
             with precision(self.settings, self.who.device):
                 logits = self.parallel(images)
                 loss = self.loss(logits, labels)
-            self.scaler.scale(loss / parts).backward()
+            self.scaler.scale(loss / parts).backward(create_graph=self.second_order)
         correct = (logits.detach().argmax(1) == targets).sum()
         return torch.stack([loss.detach() * len(targets), correct, torch.full_like(correct, len(targets))])
 
@@ -229,6 +224,10 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.updates = int(state["updates"])
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if key.startswith(("decay_ep", "warmup_ep")))
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

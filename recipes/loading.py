@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+import surgeon
 from recipes.problems import Problem, key_path, nearest, problems_of, summary
 from recipes.schema import PROBES, RecipeFile, TrainSection
 from surgeon.errors import RecipeError
@@ -79,10 +81,22 @@ def _read(path: Path) -> Any:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def _as_yaml_has_it(surgery: Any) -> Any:
+    """Write ops and steps that stand in a dict's `surgery` as plain data, so that the recipe can be kept."""
+    if is_dataclass(surgery):
+        return surgeon.Recipe.parse(surgery).to_list()
+    if not isinstance(surgery, (list, tuple)):
+        return surgery
+    return [part for one in surgery for part in (_as_yaml_has_it(one) if is_dataclass(one) else [one])]
+
+
+def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe, or an entry of its `compare`, with `surgery` as plain data."""
+    return {key: _as_yaml_has_it(value) if key == "surgery" else value for key, value in section.items()}
+
+
 def _surgery_problems(surgery: Any, path: tuple[str | int, ...]) -> list[Problem]:
     """Let `surgeon` check the operations, and put its key paths behind ours."""
-    import surgeon
-
     if not isinstance(surgery, list) or not surgery:
         return []  # wrong types are reported by the schema
     try:
@@ -146,6 +160,12 @@ def parse(document: Any, source: str = "recipe") -> RecipeFile:
         return document
     if not isinstance(document, Mapping):
         raise RecipeError(f"{source}: a recipe is a mapping of sections (name, model, ...), not {document!r:.60}")
+    document = _plain(document)
+    entries = document.get("compare")
+    if isinstance(entries, Mapping):
+        document["compare"] = {
+            name: _plain(entry) if isinstance(entry, Mapping) else entry for name, entry in entries.items()
+        }
     problems = [*_surgery_problems(document.get("surgery"), ("surgery",)), *_variant_problems(document)]
     problems += _analysis_problems(document.get("analysis"))
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from torch import nn
 
 import surgeon
 from recipes import figure, summary
-from recipes.build import build, operate
+from recipes.build import build, operate, rehearse
+from recipes.claiming import alone, check, claim
 from recipes.data import Data, Source, batch, open_source
 from recipes.evaluating import Score, evaluate
 from recipes.finetuning import WRITES as TRAINING_WRITES
 from recipes.finetuning import Finetuned, finetune
-from recipes.folders import claim, write_json, write_text
+from recipes.fitting import outputs
+from recipes.folders import write_json, write_text
 from recipes.loading import load
 from recipes.processes import Processes, processes
 from recipes.schema import RecipeFile, TrainSection
@@ -62,6 +64,7 @@ class _Run:
     folder: Path
     who: Processes
     console: Console
+    sources: dict[int, Source] = field(default_factory=dict)
 
     @property
     def settings(self) -> TrainSection:
@@ -71,39 +74,59 @@ class _Run:
         if self.who.main:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self) -> tuple[nn.Module, Data | None]:
-        """Open the data and build the model, trained before the surgery where the recipe says so."""
-        recipe, seed = self.recipe, self.settings.seed
-        source = open_source(recipe.data, seed) if recipe.data is not None else None
+    def prepare(self) -> nn.Module:
+        """Build the model, and try whatever can be refused, so that nothing is trained or written in vain."""
+        recipe, source = self.recipe, self.source(self.settings)
         classes, channels = (source.num_classes, source.in_chans) if source else (None, None)
-        model = build(recipe, seed, classes, channels).to(self.who.device)
-        first = recipe.before_surgery()
-        if source is not None and first is not None and first.train is not None:
-            self.train(model, first, self.batched(source, model, first.train), self.folder / "pretrain")
+        model = build(recipe, self.settings.seed, classes, channels).to(self.who.device)
+        for part in (recipe.before_surgery(), *recipe.variants().values()):
+            if part is None:
+                continue
+            data = self.batched(model, part)
+            if data is not None:
+                outputs(model, data)
+            rehearse(model, part, None if data is None else data.input_size)
+        return model
+
+    def pretrain(self, model: nn.Module) -> None:
+        """Train the model before the surgery, where the recipe says so."""
+        first = self.recipe.before_surgery()
+        if first is not None:
+            self.train(model, first, self.folder / "pretrain")
             if self.who.main:
                 surgeon.save(model, self.folder / "pretrain" / "weights")
-        return model, None if source is None else self.batched(source, model, self.settings)
 
-    def batched(self, source: Source, model: nn.Module, settings: TrainSection) -> Data:
-        channels = self.recipe.model.in_chans or source.in_chans
+    def source(self, settings: TrainSection) -> Source | None:
+        """Open the data once for every seed that is asked for."""
+        if self.recipe.data is None:
+            return None
+        if settings.seed not in self.sources:
+            self.sources[settings.seed] = open_source(self.recipe.data, settings.seed)
+        return self.sources[settings.seed]
+
+    def batched(self, model: nn.Module, recipe: RecipeFile) -> Data | None:
+        """Batch the data as this variant trains on them."""
+        settings = recipe.train or self.settings
+        source = self.source(settings)
+        if source is None:
+            return None
+        channels = recipe.model.in_chans or source.in_chans
         sizes = {"batch_size": settings.batch_size, "workers": settings.workers}
         return batch(source, model, seed=settings.seed, in_chans=channels, who=self.who, **sizes)
 
-    def train(self, model: nn.Module, recipe: RecipeFile, data: Data, place: Path) -> Finetuned:
-        return finetune(model, recipe, folder=place, data=data, console=self.console)
+    def train(self, model: nn.Module, recipe: RecipeFile, place: Path) -> Finetuned:
+        return finetune(model, recipe, folder=place, data=self.batched(model, recipe), console=self.console)
 
-    def variant(
-        self, name: str, recipe: RecipeFile, base: nn.Module, data: Data | None, place: Path
-    ) -> summary.Outcome:
+    def variant(self, name: str, recipe: RecipeFile, base: nn.Module, place: Path) -> summary.Outcome:
         """Operate on a copy of the model, fine-tune it, and keep everything."""
-        model = copy.deepcopy(base)
+        model, data = copy.deepcopy(base), self.batched(base, recipe)
         size = data.input_size if data is not None else None
         operate(model, recipe, self.settings.seed, size)
         self.keep_record(name, base, model, data, place)
         before = self.score(model, data)
         trained: Finetuned | None = None
         if recipe.train is not None and data is not None:
-            trained = self.train(model, recipe, data, place)
+            trained = self.train(model, recipe, place)
         if self.who.main:
             surgeon.save(model, place / "weights")
             if trained is not None and trained.ema is not None:
@@ -182,16 +205,20 @@ def run(
         ('spd', 450)
     """
     recipe = load(recipe)
-    place = Path(folder) if folder is not None else Path("runs") / recipe.name
-    variants = recipe.variants()
-    with processes((recipe.train or recipe.pretrain or TrainSection()).device) as who:
+    place = Path(folder).expanduser() if folder is not None else Path("runs") / recipe.name
+    names = (*WRITES, *REPORTS, *recipe.compare)
+    device = (recipe.train or recipe.pretrain or TrainSection()).device
+    with processes(device) as who, alone(place if who.main else None):
         if who.main:
-            claim(place, recipe, (*WRITES, *REPORTS, *(variants if recipe.compare else ())), resume)
-        who.wait()
+            check(place, recipe, names, resume)
         this = _Run(recipe, place, who, console or Console())
-        base, data = this.start()
+        base = this.prepare()
+        if who.main:
+            claim(place, recipe, names, resume)
+        who.wait()
+        this.pretrain(base)
         outcomes = [
-            this.variant(name, variant, base, data, place / name if recipe.compare else place)
-            for name, variant in variants.items()
+            this.variant(name, variant, base, place / name if recipe.compare else place)
+            for name, variant in recipe.variants().items()
         ]
         return this.finish(outcomes)

@@ -208,7 +208,7 @@ def test_small_imagenet_mistakes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"val_data.npz: not a batch.*labels"):
         small_imagenet(tmp_path, False)
     np.savez(tmp_path / "val_data.npz", **{**planes(2, 0), "labels": [0, 1]})
-    with pytest.raises(RecipeError, match=r"labels \(from 1 up\)"):
+    with pytest.raises(RecipeError, match=r"labels \(1 to 1000\)"):
         small_imagenet(tmp_path, False)
     (tmp_path / "val_data.npz").write_bytes(b"PK nonsense")
     with pytest.raises(RecipeError, match="not a batch"):

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 import recipes
-from recipes.folders import dump
+from recipes.claiming import dump
 from recipes.processes import seeded
 from recipes.schema import RecipeFile
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import recipes
+from recipes.claiming import dump
 from recipes.data import ALONE
-from recipes.folders import dump
 from recipes.learner import has_batch_norm
 from recipes.processes import pick_device, processes, seeded
 from recipes.schema import RecipeFile

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import recipes
-from recipes.folders import differences, dump
+from recipes.claiming import differences, dump
 from recipes.loading import with_device
 from surgeon import RecipeError
 
