@@ -39,11 +39,12 @@ def tensors_in(value: Any, name: str = "", within: frozenset[int] = frozenset())
 
 @dataclass
 class Gap:
-    """Of one tensor over all images: largest difference, largest value, relative rounding error."""
+    """Of one tensor over all images: largest difference, largest value, relative rounding error, any finite value."""
 
     gap: float = 0.0
     scale: float = 0.0
     rounding: float = 0.0
+    finite: bool = False
 
     @property
     def relative(self) -> float:
@@ -59,6 +60,7 @@ class Gap:
         gaps = (a - b).abs().masked_fill(equal, 0.0).nan_to_num(math.inf, math.inf)
         self.gap = max(self.gap, float(gaps.max()))
         self.scale = max(self.scale, float(a.abs().nan_to_num(0, 0, 0).max()))
+        self.finite |= bool(a.isfinite().any())
 
 
 def _numbers(x: Tensor) -> Tensor:
@@ -69,11 +71,15 @@ def _numbers(x: Tensor) -> Tensor:
 
 @dataclass
 class Difference:
-    """Of one site or the output: a gap for each tensor in its answer; ``broken`` where they are not the same ones."""
+    """Of one site or the output: a gap for each tensor in its answer.
+
+    ``least`` is the least rounding error to reckon with; ``broken`` says that the tensors are not the same ones.
+    """
 
     gaps: dict[str, Gap] = field(default_factory=dict)
     note: str = ""
     broken: bool = False
+    least: float = 0.0
 
     def add(self, old: Any, new: Any) -> None:
         """Take in one more pair of answers."""
@@ -98,20 +104,20 @@ class Difference:
                 entry = self.gaps.setdefault(name, Gap())
                 entry.rounding = max(entry.rounding, share * gap.relative)
 
-    def row(self, path: str, times: int, least: float, tolerance: float | None) -> dict[str, Any]:
+    def row(self, path: str, times: int, tolerance: float | None) -> dict[str, Any]:
         """The tensor that differs most: ``path``, ``max_abs``, ``relative``, ``limit`` and ``note``.
 
         Args:
             path: Of the site.
             times: How often the rounding error a difference may be.
-            least: The least rounding error to reckon with.
             tolerance: The limit, in place of the measured one.
         """
         limits = {
-            n: tolerance if tolerance is not None else times * max(g.rounding, least) for n, g in self.gaps.items()
+            n: tolerance if tolerance is not None else times * max(g.rounding, self.least) for n, g in self.gaps.items()
         }
-        if self.broken or not self.gaps:
-            return {"path": path, "max_abs": None, "relative": None, "limit": None, "note": self.note or "did not run"}
+        if self.broken or not any(g.finite or g.gap for g in self.gaps.values()):
+            note = self.note or ("no value is finite" if self.gaps else "did not run")
+            return {"path": path, "max_abs": None, "relative": None, "limit": None, "note": note}
         name = max(limits, key=lambda n: (self.gaps[n].relative > limits[n], self.gaps[n].relative / (limits[n] or 1)))
         worst, notes = self.gaps[name], [f"at {name}"] if name else []
         if math.isinf(worst.gap):

@@ -7,21 +7,34 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.differences import Difference
+from surgeon.differences import Difference, tensors_in
 from surgeon.errors import SurgeonError
 from surgeon.host import unwrap
-from surgeon.randomness import generators_kept
+from surgeon.randomness import State, drawn_since, generators, generators_kept
 from surgeon.rewriting import record
+from surgeon.settings import misfit
 from surgeon.verification import OUTPUT, Verification
 
 ROUNDING = 16  # times the rounding error of the model before: another order of summation makes no more
 UNMEASURED = 64  # units in the last place, where the rounding error of the model cannot be measured
-Call = tuple[tuple[Any, ...], dict[str, Any], Any]
+WHOLE = ""  # the path of the model itself
+
+
+class Call(NamedTuple):
+    """What a module was given and answered, where the generators stood, and whether it drew from them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    answer: Any
+    start: State
+    drew: bool
+
+
 Calls = dict[str, list[Call]]
 Found = dict[str, Difference]
 
@@ -32,8 +45,9 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
     Each site of ``after`` is given the input that the site of ``before`` got, so one wrong site does not hide another.
     A difference counts as rounding up to 16 times the rounding error of ``before`` itself, which is measured on the
     first batch: its own answer against that of its copy in float64. (Of a float64 model: against float32, scaled down;
-    where its code allows no other precision, 64 units in the last place are taken for it.) Every tensor of an answer is
-    measured by itself, in containers and dataclasses too. Both models draw the same random numbers, if any.
+    where its code allows no other precision or draws random numbers, 64 units in the last place are taken for it.)
+    Every tensor of an answer is measured by itself, in containers and dataclasses too. Both models draw the same random
+    numbers (on the CPU), if any. A model on another device than ``after`` is copied there: devices round differently.
 
     Args:
         before: The model as it was (a deep copy, or loaded again).
@@ -43,7 +57,7 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
 
     Raises:
         SurgeonError: When ``data`` holds no image or none the models take, both models are one object, they differ in
-            precision or have no values, or ``before`` lacks a site of ``after``.
+            precision or have no values, ``before`` lacks a site of ``after``, or ``tolerance`` is no such number.
 
     Example:
         >>> import copy, torch, surgeon
@@ -53,28 +67,36 @@ def verify(before: nn.Module, after: nn.Module, data: Any, *, tolerance: float |
         True
     """
     old, new = unwrap(before), unwrap(after)
-    found = {path: Difference() for path in [*_comparable(old, new), OUTPUT]}
-    images, agreements, least = 0, list[float](), 0.0
+    _check_tolerance(tolerance)
+    found = {path: Difference() for path in [*_comparable(old, new), WHOLE]}
+    if _device(old) != _device(new):
+        old = copy.deepcopy(old).to(_device(new))
+    images, agreements = 0, list[float]()
     with _evaluating(old), _evaluating(new), torch.no_grad():
         for batch in _batches(data):
-            calls, answer = _watched(old, batch, list(found)[:-1])
+            calls = _watched(old, batch, found)
             if not images and tolerance is None:
-                least = _measure_rounding(old, batch, calls, answer, found)
-            result = _answer(new, batch, "after")
-            found[OUTPUT].add(answer, result)
+                _measure_rounding(old, calls, found)
+            answer, result = calls[WHOLE][0].answer, _answer(new, batch, "after")
+            found[WHOLE].add(answer, result)
             _compare_sites(new, calls, found)
             images += len(batch)
             agreements += _agreements(answer, result)
     if not images:
         raise SurgeonError("verify got no image; pass a tensor (N, C, H, W) or batches of (images, targets)")
-    rows = [_row(path, difference, least, tolerance) for path, difference in found.items()]
+    rows = [_row(path, difference, tolerance) for path, difference in found.items()]
     return Verification(rows, images, sum(agreements) / images if len(agreements) == images else None)
 
 
-def _row(path: str, difference: Difference, least: float, tolerance: float | None) -> dict[str, Any]:
+def _check_tolerance(tolerance: float | None) -> None:
+    if misfit(tolerance, float | None) or (tolerance is not None and not 0 <= tolerance < math.inf):
+        raise SurgeonError(f"tolerance is {tolerance!r}; it is a relative difference from 0 up, such as 1e-5, or None")
+
+
+def _row(path: str, difference: Difference, tolerance: float | None) -> dict[str, Any]:
     """Inner shapes may change by design, those of the output may not."""
-    row = difference.row(path, ROUNDING, least, tolerance)
-    if difference.broken and path == OUTPUT:
+    row = difference.row(path or OUTPUT, ROUNDING, tolerance)
+    if difference.broken and path == WHOLE:
         return {**row, "max_abs": math.inf, "relative": math.inf, "limit": 0.0}
     return {**row, "note": f"{row['note']}: by design, see the output"} if difference.broken else row
 
@@ -109,27 +131,34 @@ def _answer(model: nn.Module, batch: Tensor, which: str) -> Any:
         ) from error
 
 
-def _watched(model: nn.Module, batch: Tensor, paths: Iterable[str]) -> tuple[Calls, Any]:
-    """The calls of each path, with the arguments as they came in, and the answer of the model."""
+def _watched(model: nn.Module, batch: Tensor, paths: Iterable[str]) -> Calls:
+    """The calls of each path, with the arguments as they came in."""
     calls: Calls = {path: [] for path in paths}
     entered: dict[str, list[Any]] = {path: [] for path in calls}
 
     def enter(path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered[path].append(copy.deepcopy((args, kwargs)))
+        entered[path].append((*_copied((args, kwargs)), generators()))
 
     def leave(path: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        calls[path].append((*entered[path].pop(), copy.deepcopy(output)))
+        args, kwargs, start = entered[path].pop()
+        calls[path].append(Call(args, kwargs, _copied(output), start, drawn_since(start)))
 
     handles = []
     try:
         for path in calls:
             module = model.get_submodule(path)
-            handles.append(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(partial(enter, path), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(partial(leave, path)))
-        return calls, _answer(model, batch, "before")
+        _answer(model, batch, "before")
+        return calls
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _copied(value: Any) -> Any:
+    """A copy whose tensors have no history."""
+    return copy.deepcopy(value, {id(x): x.detach().clone() for _, x in tensors_in(value)})
 
 
 def _called(module: nn.Module, call: Call, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -138,42 +167,47 @@ def _called(module: nn.Module, call: Call, device: torch.device, dtype: torch.dt
     def move(x: Tensor) -> Tensor:
         return x.to(device, dtype if dtype is not None and x.is_floating_point() else x.dtype, copy=True)
 
-    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, move, call[:2])
-    with generators_kept():
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, move, (call.args, call.kwargs))
+    with generators_kept(call.start):
         return module(*args, **kwargs)
 
 
 def _compare_sites(model: nn.Module, calls: Calls, found: Found) -> None:
     """A site that cannot take its old input lies behind a widened one; the output tells whether that is right."""
     for path, several in calls.items():
-        for call in several:
+        for call in several if path != WHOLE else []:
             try:
-                found[path].add(call[2], _called(model.get_submodule(path), call, _device(model)))
+                found[path].add(call.answer, _called(model.get_submodule(path), call, _device(model)))
             except (RuntimeError, TypeError, ValueError) as error:
                 found[path].broken, found[path].note = True, f"takes another input now ({str(error).splitlines()[0]})"
 
 
-def _measure_rounding(model: nn.Module, batch: Tensor, calls: Calls, answer: Any, found: Found) -> float:
-    """How far ``model`` is from its copy in another precision, at each site given the same input, and at the output.
+def _measure_rounding(model: nn.Module, calls: Calls, found: Found) -> None:
+    """How far ``model`` is from its copy in another precision, at each site given the same input, and at the output."""
+    eps = torch.finfo(_dtype(model)).eps
+    steady = {path: several for path, several in calls.items() if not any(call.drew for call in several)}
+    pairs, share = _answers_elsewhere(model, steady)
+    for path, difference in found.items():
+        difference.least = eps if path in pairs else UNMEASURED * eps
+        for there, here in pairs.get(path, []):
+            difference.add_rounding(there, here, share)
 
-    Returns:
-        The least rounding error to reckon with: one unit in the last place, or ``UNMEASURED`` where no copy runs.
-    """
+
+def _answers_elsewhere(model: nn.Module, calls: Calls) -> tuple[dict[str, list[tuple[Any, Any]]], float]:
+    """The answers of a copy in another precision beside those there were, and how much of the difference is ours."""
     eps = torch.finfo(_dtype(model)).eps
     device = torch.device("cpu") if _device(model).type == "mps" else _device(model)
     for other in [dtype for dtype in (torch.float64, torch.float32) if dtype != _dtype(model)]:
         try:
             twin = copy.deepcopy(model).to(device).to(other)
-            pairs = [(OUTPUT, _answer(twin, batch, "before"), answer)]
-            for path, several in calls.items():
-                pairs += [(path, _called(twin.get_submodule(path), call, device, other), call[2]) for call in several]
+            pairs = {
+                path: [(_called(twin.get_submodule(path), call, device, other), call.answer) for call in several]
+                for path, several in calls.items()
+            }
         except Exception:  # its code fixes a precision
             continue
-        share = eps / max(eps, torch.finfo(other).eps)  # a coarser copy errs more, by as much
-        for path, there, here in pairs:
-            found[path].add_rounding(there, here, share)
-        return eps
-    return UNMEASURED * eps
+        return pairs, eps / max(eps, torch.finfo(other).eps)  # a coarser copy errs more, by as much
+    return {}, 1.0
 
 
 def _agreements(old: Any, new: Any) -> list[float]:

@@ -225,6 +225,87 @@ def test_models_that_draw_random_numbers_draw_the_same() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+class Drawing(nn.Module):
+    """Its pool is a functional site, and it draws a random number each time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) + torch.rand(1)
+
+
+def test_a_site_that_draws_starts_where_it_started_in_the_model() -> None:
+    before, after = pair(Calling(Drawing(), lambda owner, x: owner(owner(x + torch.rand(1)))).eval())
+    verification = surgeon.verify(before, after, X)
+    assert verification.same
+    assert {row["path"]: row["limit"] > 1e-4 for row in verification.rows} == {"b": True, "c": False, "output": True}
+    assert all(row["limit"] < 1e-3 for row in verification.rows)  # not the spread of what is drawn
+    next(after.b.parameters()).data[0] *= 1.01
+    assert "it first differs at 'b'" in surgeon.verify(before, after, X).verdict
+
+
+class Graded(PlainNet):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return super().forward(x)
+
+
+class Named(nn.Module):
+    """A site by the name that the whole answer goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("build", [Graded, Named])
+def test_unusual_models_are_compared_like_any(build: Callable[[], nn.Module]) -> None:
+    before, after = pair(build().eval())
+    verification = surgeon.verify(before, after, X)
+    assert verification.same and len(verification.rows) == 1 + surgeon.record(after).count("rewritten")
+    next(after.parameters()).data *= 1.01
+    assert not surgeon.verify(before, after, X).same
+
+
+def test_hooks_of_the_model_run_once() -> None:
+    before, after = pair(PlainNet().eval())
+    for model in (before, after):
+        model.register_forward_pre_hook(lambda _module, args: (args[0] * 1e3,))
+    verification = surgeon.verify(before, after, X)
+    assert verification.same and output(verification)["limit"] < 1e-4
+
+
+def test_nothing_finite_is_no_proof() -> None:
+    before, after = pair(PlainNet().eval())
+    for model in (before, after):
+        model.head.bias.data.fill_(float("nan"))
+    verification = surgeon.verify(before, after, X)
+    assert not verification.same
+    assert verification.verdict == "cannot tell whether it is the same function: no value is finite"
+    after.head.bias.data.zero_()
+    assert surgeon.verify(before, after, X).verdict.startswith("not the same function")
+
+
+@pytest.mark.parametrize("tolerance", ["0.1", -1, -1e-9, float("nan"), float("inf"), True, [0.1]])
+def test_a_tolerance_is_a_number_from_0_up(tolerance: Any) -> None:
+    before, after = pair(PlainNet().eval())
+    with pytest.raises(surgeon.SurgeonError, match=r"tolerance is .*; it is a relative difference from 0 up, such as"):
+        surgeon.verify(before, after, X, tolerance=tolerance)
+    assert surgeon.verify(before, copy.deepcopy(before), X, tolerance=0).same
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("moved", ["before", "after"])
+def test_models_on_two_devices_are_compared_on_one(moved: str) -> None:
+    models = dict(zip(("before", "after"), pair(stir(timm.create_model("resnet18")).eval()), strict=True))
+    models[moved].cuda()
+    assert surgeon.verify(**models, data=X).same
+    assert [name for name, model in models.items() if next(model.parameters()).is_cuda] == [moved]
+    models["after"].conv1.weight.data *= 1.1
+    assert not surgeon.verify(**models, data=X).same
+
+
 def test_code_that_fixes_a_precision_is_measured_in_units_in_the_last_place() -> None:
     before, after = pair(Answers(lambda y: y if y.dtype == torch.float32 else 1 / 0).eval())
     verification = surgeon.verify(before, after, X)
@@ -293,10 +374,10 @@ def test_tensors_are_found_by_name_once_per_way() -> None:
 
 
 def test_a_difference_keeps_the_worst_of_all_batches() -> None:
-    difference = Difference()
+    difference = Difference(least=1e-7)
     for gap in (0.0, 0.5, 0.25):
         difference.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + gap]))
-    assert difference.row("site", 16, 1e-7, None) == {
+    assert difference.row("site", 16, None) == {
         "path": "site", "max_abs": 0.5, "relative": 0.25, "limit": 16e-7, "note": "",
     }  # fmt: skip
-    assert difference.row("site", 16, 1e-7, 0.3)["limit"] == 0.3
+    assert difference.row("site", 16, 0.3)["limit"] == 0.3
