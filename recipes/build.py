@@ -15,7 +15,7 @@ import surgeon
 from recipes.problems import nearest
 from recipes.processes import derive, seeded
 from recipes.schema import ModelSection, RecipeFile
-from surgeon.errors import RecipeError
+from surgeon.errors import LoadError, RecipeError
 
 
 def check_name(name: str) -> None:
@@ -37,8 +37,40 @@ def _create(section: ModelSection, defaults: dict[str, Any]) -> nn.Module:
     arguments = {**{key: value for key, value in defaults.items() if value is not None}, **own, **section.args}
     try:
         return surgeon.create_model(name, pretrained=section.pretrained, **arguments)  # type: ignore[no-any-return]
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise RecipeError(f"timm cannot build '{name}' with {arguments}: {error}") from None
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
+        weights = " with pretrained weights" if section.pretrained else ""
+        raise RecipeError(f"timm cannot build '{name}'{weights}, arguments {arguments or 'none'}: {error}") from None
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Put the weights of a file into a model, strictly; averaged weights (EMA) where timm's training kept some.
+
+    Raises:
+        LoadError: When the file is not there, holds more than tensors, or another model's.
+    """
+    if not path.is_file():
+        raise LoadError(f"checkpoint {path}: there is no such file in {Path.cwd()}; check the path")
+    try:
+        state = timm.models.load_state_dict(str(path))
+        found = {name: tuple(value.shape) for name, value in state.items()}
+    except Exception as error:  # torch, pickle, zipfile and safetensors have one each, and more
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise LoadError(
+            f"checkpoint {path}: holds no state dict that can be read without running code ({reason:.200}); "
+            "save model.state_dict() alone, with torch.save or safetensors"
+        ) from None
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    odd = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if odd:
+        some = ", ".join(
+            f"{name} {found.get(name, 'missing')} in the file, {wanted.get(name, 'none')} in the model"
+            for name in odd[:3]
+        )
+        raise LoadError(
+            f"checkpoint {path}: {len(odd)} of {len(wanted)} tensors do not fit: {some}; "
+            "name the model, num_classes and arguments it was trained with"
+        )
+    model.load_state_dict(state)
 
 
 def build(recipe: RecipeFile, seed: int = 0, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
@@ -52,7 +84,7 @@ def build(recipe: RecipeFile, seed: int = 0, num_classes: int | None = None, in_
 
     Raises:
         RecipeError: When timm has no such model, or refuses the arguments.
-        LoadError: When a saved folder is damaged.
+        LoadError: When a saved folder or a checkpoint is damaged or another model's.
 
     Example:
         >>> import recipes
@@ -62,8 +94,11 @@ def build(recipe: RecipeFile, seed: int = 0, num_classes: int | None = None, in_
     section = recipe.model
     with seeded(derive(seed, 0)):
         if section.folder is not None:
-            return surgeon.load(Path(section.folder))  # type: ignore[no-any-return]
-        return _create(section, {"num_classes": num_classes, "in_chans": in_chans})
+            return surgeon.load(Path(section.folder).expanduser())  # type: ignore[no-any-return]
+        model = _create(section, {"num_classes": num_classes, "in_chans": in_chans})
+        if section.checkpoint is not None:
+            load_checkpoint(model, Path(section.checkpoint).expanduser())
+        return model
 
 
 def operate(model: nn.Module, recipe: RecipeFile, seed: int = 0, input_size: Any = None) -> nn.Module:

@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Argument(help="A timm model name, or a folder saved by surgeon.save.")]
+Model = Annotated[str, typer.Argument(help="A timm model, a folder saved by surgeon.save, or a recipe file.")]
 Surgery = Annotated[str, typer.Argument(help="An op (surgeon ops), a recipe file, or a shipped recipe.")]
 Size = Annotated[str | None, typer.Option(help="Image size: 224, 224,224 or 3,224,224. Default: the model's own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -89,10 +89,10 @@ def _print(result: Any, as_json: bool = False) -> None:
     typer.echo(result.to_json() if as_json else str(result))
 
 
-def _open(name: str, pretrained: bool = False, weights: bool = True) -> nn.Module:
+def _open(name: str, weights: bool = True, **settings: Any) -> nn.Module:
     from recipes.opening import open_model
 
-    return open_model(name, pretrained, weights)
+    return open_model(name, weights, **settings)
 
 
 @command(examples="surgeon demo | surgeon demo --quick --out /tmp/demo")
@@ -130,18 +130,26 @@ def plan(model: Model, recipe: Surgery, input_size: Size = None, as_json: Json =
     _print(surgeon.plan(_open(model, weights=False), recipe, _size(input_size)), as_json)
 
 
-@command(examples="surgeon apply resnet50 spd --pretrained --out resnet50-spd")
+@command(
+    examples="surgeon apply resnet50 spd --pretrained --out resnet50-spd | "
+    "surgeon apply resnet18 spd --checkpoint mine.pth --num-classes 10 --out mine-spd"
+)
 def apply(
     model: Model,
     recipe: Surgery,
     out: Annotated[Path, typer.Option(help="Folder for the operated model; surgeon.load reads it.")],
     pretrained: Pretrained = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A file of the model's weights, your own for instance.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")] = None,
     input_size: Size = None,
 ) -> None:
     """Operate on a model and save it."""
     import surgeon
 
-    operated = surgeon.apply(_open(model, pretrained), recipe, _size(input_size))
+    opened = _open(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
+    operated = surgeon.apply(opened, recipe, _size(input_size))
     surgeon.save(operated, out)
     _print(surgeon.record(operated))
     typer.echo(f"saved in {out}; load it with surgeon.load('{out}')")

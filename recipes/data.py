@@ -14,9 +14,9 @@ from timm.data import ImageDataset
 
 from recipes import datasets
 from recipes.batches import Batches, IndexedBatches, SeededImages
+from recipes.data_schema import DigitsData, ImageData
 from recipes.digits import Digits
 from recipes.processes import Processes
-from recipes.schema import DigitsData, ImageData
 from recipes.streams import STREAMS, StreamBatches, open_stream
 from recipes.transforms import data_config, make_transform
 from surgeon.errors import RecipeError

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from recipes.schema import ImageData
+from recipes.data_schema import ImageData
 from surgeon.errors import RecipeError
 
 Item = tuple[Image.Image, int]

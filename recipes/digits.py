@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from recipes.batches import Batch, Key
+from recipes.data_schema import DigitsData
 from recipes.processes import derive
-from recipes.schema import DigitsData
 
 MEAN, STD = 0.3, 0.37  # of the digits without margin, in grey values 0 to 1
 

@@ -25,7 +25,7 @@ def outputs(model: nn.Module, data: Data) -> int:
 
     Example:
         >>> from recipes.data import batch, open_source
-        >>> from recipes.schema import DigitsData
+        >>> from recipes.data_schema import DigitsData
         >>> data = batch(open_source(DigitsData(size=8)), None, batch_size=8)
         >>> outputs(nn.Sequential(nn.Flatten(), nn.Linear(64, 12)), data)
         12

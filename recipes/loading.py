@@ -207,6 +207,8 @@ def with_device(recipe: RecipeFile, device: str) -> RecipeFile:
         'cpu'
     """
     content = recipe.model_dump()
+    for entry in content["compare"].values():
+        entry["train"].pop("device", None)
     for section in (content[key] for key in ("pretrain", "train") if content[key]):
         section["device"] = device
     return parse(content, "--device")

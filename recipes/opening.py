@@ -6,42 +6,58 @@ Apart from the command line itself, whose file stays free of anything slow to im
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-import surgeon
 from recipes.batches import Batches
-from recipes.build import check_name
+from recipes.build import build, check_name
 from recipes.data import batch, open_source
 from recipes.loading import load, parse, shipped
 from surgeon.errors import RecipeError
 
 
-def open_model(name: str, pretrained: bool = False, weights: bool = True) -> nn.Module:
-    """Return the model a user names on the command line: a folder saved by `surgeon.save`, or a timm name.
+def open_model(name: str, weights: bool = True, **settings: Any) -> nn.Module:
+    """Return the model a user names on the command line.
 
     Args:
-        name: Folder or timm name.
-        pretrained: Load timm's weights.
+        name: A folder saved by `surgeon.save`, a recipe file whose ``model:`` counts, or a timm name.
         weights: False builds a timm model on the meta device, enough for locating and planning.
+        settings: Keys of ``model:`` for a timm name, such as ``pretrained`` or ``checkpoint``.
 
     Raises:
-        RecipeError: When it is neither.
-        LoadError: When the folder is damaged.
+        RecipeError: When it is none of them.
+        LoadError: When the folder or a checkpoint is damaged.
 
     Example:
         >>> open_model("resnet18", weights=False).num_classes
         1000
     """
-    if Path(name).is_dir():
-        return surgeon.load(Path(name))  # type: ignore[no-any-return]
+    section, given = _model_section(name), {key: value for key, value in settings.items() if value}
+    if given and "timm" not in section:
+        raise RecipeError(f"{name} says itself where its weights come from; take out {', '.join(given)}")
+    recipe = parse({"name": "model", "model": {**section, **given}}, name)
+    if weights or recipe.model.folder is not None:
+        return build(recipe)
+    with torch.device("meta"):
+        bare = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
+        return build(recipe.model_copy(update={"model": bare}))
+
+
+def _model_section(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return {"folder": str(path)}
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return {key: value for key, value in load(path).model.model_dump().items() if key != "timm" or value}
+    if path.is_file():
+        raise RecipeError(f"{name} is a file of weights, perhaps; name its model, and it as --checkpoint {name}")
     if "/" in name and not name.startswith(("hf-hub:", "hf_hub:")):
         raise RecipeError(f"no folder '{name}' in {Path.cwd()}; name a folder saved by surgeon.save, or a timm model")
     check_name(name)
-    with torch.device("cpu" if weights else "meta"):
-        return surgeon.create_model(name, pretrained=pretrained)  # type: ignore[no-any-return]
+    return {"timm": name}
 
 
 def validation_images(data: str, model: nn.Module, root: str | None = None, batch_size: int = 64) -> Batches:

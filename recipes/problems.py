@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recipes import schema
+from recipes import data_schema, schema
 from surgeon.errors import RecipeError
 
 Problem = tuple[str, str]  # key path, message
@@ -37,16 +37,16 @@ def key_path(parts: Sequence[str | int]) -> str:
     return text
 
 
-def _section(parts: Sequence[str | int], data: Any) -> type[schema.Section] | None:
+def _section(parts: Sequence[str | int], data: Any) -> type[data_schema.Section] | None:
     """Return the class of the section at a path, to name its keys."""
     if not parts:
         return schema.RecipeFile
     if parts[0] == "data":
         digits = isinstance(data, dict) and data.get("dataset") == "digits"
-        return schema.DigitsData if digits else schema.ImageData
+        return data_schema.DigitsData if digits else data_schema.ImageData
     if parts[0] == "compare":
         return schema.VariantSection if len(parts) == 2 else schema.TrainSection
-    sections: dict[str, type[schema.Section]] = {
+    sections: dict[str, type[data_schema.Section]] = {
         "model": schema.ModelSection,
         "train": schema.TrainSection,
         "pretrain": schema.TrainSection,
@@ -64,8 +64,8 @@ def _choices(text: str) -> str | None:
     """Suggest a name for the two validators that leave ``what|name`` as their message."""
     what, _, name = text.partition("|")
     if what == "unknown data set":
-        allowed = [*schema.SPECIAL_DATASETS, "torch/cifar10", "torch/cifar100"]
-        kinds = ", ".join([*schema.SPECIAL_DATASETS, *(prefix + "..." for prefix in schema.PREFIXES)])
+        allowed = [*data_schema.SPECIAL_DATASETS, "torch/cifar10", "torch/cifar100"]
+        kinds = ", ".join([*data_schema.SPECIAL_DATASETS, *(prefix + "..." for prefix in data_schema.PREFIXES)])
         return f"unknown data set '{name}'{nearest(name, allowed)} (allowed: {kinds})"
     if what == "unknown optimiser":
         from timm.optim import list_optimizers

@@ -1,34 +1,21 @@
 """What a recipe file may say: one pydantic class per section, strict, with the ranges of every setting.
 
-The only file that knows pydantic's classes; reading files and wording of errors live in `loading` and `problems`.
+Only this file and `data_schema` know pydantic's classes; reading files and wording of errors live in `loading` and
+`problems`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Pair = tuple[float, float]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+from recipes.data_schema import Count, DataSection, Name, NonNegative, Positive, Section, Share
+
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
-SPECIAL_DATASETS = ("digits", "tiny-imagenet", "small-imagenet-32", "folder")
-PREFIXES = ("folder:", "torch/", "hfds/", "hfids/", "wds/", "tfds/")
-NEEDS_NUM_CLASSES = ("hfds/", "hfids/", "wds/", "tfds/")
+OF_TIMM = ("pretrained", "checkpoint", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "args")
+TAKEN = ("recipe.yaml", "environment.jsonl", "summary.json", "summary.txt", "curves.png", "pretrain")
 PROBES: tuple[str, ...] = ()  # analyses a recipe may name; they come with the package `analysis`
 PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",
@@ -36,34 +23,23 @@ PATTERNS = {  # what the two patterns above mean, in words
 }
 
 
-def _height_width(value: Any) -> Any:
-    pair = [value, value] if isinstance(value, int) else value
-    if isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair):
-        return tuple(pair)
-    raise ValueError(f"must be one number of pixels or [height, width], each at least 1 (found {value!r})")
-
-
-Size = Annotated[tuple[int, int], BeforeValidator(_height_width)]
-
-
-class Section(BaseModel):
-    """A mapping of the file: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
 class ModelSection(Section):
-    """``model:`` where the network comes from; exactly one of `timm`, `folder`, `yolo`."""
+    """``model:`` where the network comes from; exactly one of `timm`, `folder`, `yolo`.
+
+    `checkpoint` is a file of weights (safetensors, or a state dict that torch.load reads without code), your own for
+    instance; `folder` was written by `surgeon.save`, which keeps weights and arguments.
+    """
 
     timm: str | None = None
     folder: str | None = None
     yolo: str | None = None
     pretrained: bool = False
+    checkpoint: str | None = None
     num_classes: Count | None = None
     in_chans: Count | None = None
     drop_rate: Share | None = None
     drop_path_rate: Share | None = None
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -72,90 +48,14 @@ class ModelSection(Section):
             raise ValueError(f"name exactly one of timm, folder, yolo; named here: {', '.join(named) or 'none'}")
         if self.yolo is not None:
             raise ValueError("detectors (yolo) are not trained by recipes in this version; name a timm classifier")
+        idle = [key for key in OF_TIMM if getattr(self, key)] if self.folder is not None else []
+        if idle:
+            raise ValueError(f"a saved folder has its own weights and arguments; take out {', '.join(idle)}")
+        if self.checkpoint is not None and self.pretrained:
+            raise ValueError("checkpoint and pretrained both give the weights; take one out")
+        if "checkpoint_path" in self.args:
+            raise ValueError("name the file as checkpoint, not as args.checkpoint_path")
         return self
-
-
-class DigitsData(Section):
-    """``data:`` with ``dataset: digits``: scikit-learn's 1,797 real digits, drawn `size` pixels wide on a canvas.
-
-    With `placement: random` training positions are redrawn every epoch; the validation images stay as they are.
-    """
-
-    dataset: Literal["digits"] = "digits"
-    size: Annotated[int, Field(ge=8)] = 32
-    canvas: Annotated[int, Field(ge=8)] | None = None
-    placement: Literal["random", "centre"] = "random"
-    channels: Literal[1, 3] = 1
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    max_train: Count | None = None
-    max_val: Count | None = None
-
-    @model_validator(mode="after")
-    def _digit_fits(self) -> Self:
-        if self.canvas is not None and self.canvas < self.size:
-            raise ValueError(f"canvas ({self.canvas}) is smaller than the digit's size ({self.size})")
-        return self
-
-
-class ImageData(Section):
-    """``data:`` for every other data set: files on disk, with timm's transforms and timm's names for them.
-
-    `crop_padding` or `rotation` select the small-image pipeline of the CIFAR papers (pad, random crop, flips, rotation)
-    instead of timm's random resized crop.
-    """
-
-    dataset: str
-    root: str | None = None
-    train_split: str = "train"
-    val_split: str | None = None
-    num_classes: Annotated[int, Field(ge=2)] | None = None
-    download: bool = False
-    num_train: Count | None = None
-    num_val: Count | None = None
-    size: Size | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[Positive, ...] | None = None
-    interpolation: Literal["bilinear", "bicubic", "nearest", "random"] | None = None
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    no_aug: bool = False
-    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = None
-    scale: Pair | None = None
-    ratio: Pair | None = None
-    hflip: Share = 0.5
-    vflip: Share = 0.0
-    color_jitter: NonNegative = 0.4
-    auto_augment: str | None = None
-    reprob: Share = 0.0
-    crop_padding: Annotated[int, Field(ge=0)] | None = None
-    rotation: NonNegative = 0.0
-    max_train: Count | None = None
-    max_val: Count | None = None
-
-    @field_validator("dataset")
-    @classmethod
-    def _known_dataset(cls, value: str) -> str:
-        if value in SPECIAL_DATASETS or value.startswith(PREFIXES):
-            return value
-        raise ValueError(f"unknown data set|{value}")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.dataset.startswith(NEEDS_NUM_CLASSES) and self.num_classes is None:
-            raise ValueError(f"num_classes is required for {self.dataset!r}: the number cannot be read from the data")
-        if self.dataset in SPECIAL_DATASETS and self.root is None:
-            raise ValueError(f"root is required for {self.dataset!r}: the folder the data lies in")
-        return self
-
-
-def _data_kind(value: Any) -> str:
-    name = value.get("dataset") if isinstance(value, dict) else getattr(value, "dataset", None)
-    return "digits" if name == "digits" else "images"
-
-
-DataSection = Annotated[
-    Annotated[DigitsData, Tag("digits")] | Annotated[ImageData, Tag("images")], Discriminator(_data_kind)
-]
 
 
 class TrainSection(Section):
@@ -172,7 +72,7 @@ class TrainSection(Section):
     lr: Positive = 0.05
     weight_decay: NonNegative = 0.0
     momentum: Share = 0.9
-    opt_kwargs: dict[str, Any] = {}
+    opt_kwargs: dict[str, Any] = Field(default_factory=dict)
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     sched: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none"] = "cosine"
     sched_on_updates: bool = False
@@ -221,6 +121,8 @@ class TrainSection(Section):
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
             raise ValueError(f"mixup and cutmix pair images, so batch_size ({self.batch_size}) must be even")
+        if self.sched == "rsqrt" and not self.warmup_epochs:
+            raise ValueError("sched rsqrt falls with the square root of warmup_epochs; set these to at least 1")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr ({self.min_lr:g}) must not exceed lr ({self.lr:g})")
         return self
@@ -230,7 +132,7 @@ class VariantSection(Section):
     """One entry of ``compare:``; what it names replaces the recipe's `surgery` and the keys of its `train`."""
 
     surgery: list[Any] | None = None
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field(default_factory=dict)
 
 
 class RecipeFile(Section):
@@ -245,18 +147,19 @@ class RecipeFile(Section):
     model: ModelSection
     data: DataSection | None = None
     pretrain: TrainSection | None = None
-    surgery: list[Any] = []
+    surgery: list[Any] = Field(default_factory=list)
     keep_originals: bool = True
     train: TrainSection | None = None
-    compare: dict[Name, VariantSection] = {}
-    analysis: list[Any] = []
+    compare: dict[Name, VariantSection] = Field(default_factory=dict)
+    analysis: list[Any] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.data is None and (self.train or self.pretrain):
             raise ValueError("data is required where there is train or pretrain")
-        if "pretrain" in self.compare:
-            raise ValueError("compare.pretrain: this name is taken by the folder of the pretrain section; use another")
+        taken = [name for name in self.compare if name.lower() in TAKEN]
+        if taken:
+            raise ValueError(f"compare.{taken[0]}: a run writes its own file or folder of this name; use another")
         if self.train is None and any(variant.train for variant in self.compare.values()):
             raise ValueError("compare overrides train, but there is no train section to start from")
         return self
@@ -293,7 +196,10 @@ class RecipeFile(Section):
         def cut(settings: dict[str, Any], epochs: int) -> dict[str, Any]:
             few = min(settings.get("epochs", epochs), epochs)
             kept = [epoch for epoch in settings.get("keep_epochs", ()) if epoch <= few]
-            return {**settings, "epochs": few, "warmup_epochs": 0, "keep_epochs": kept}
+            changed = {"epochs": few, "warmup_epochs": 0, "keep_epochs": kept}
+            if settings.get("sched") in ("wsd", "rsqrt"):  # too few epochs for their phases
+                changed.update(sched="cosine", decay_epochs=None)
+            return {**settings, **changed}
 
         content = self.model_dump()
         for key, epochs in (("pretrain", 3), ("train", 2)):

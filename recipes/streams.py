@@ -13,8 +13,8 @@ import torch
 
 from recipes import datasets
 from recipes.batches import Batch
+from recipes.data_schema import ImageData
 from recipes.processes import Processes, derive, seed_all
-from recipes.schema import ImageData
 from recipes.transforms import make_transform
 
 STREAMS = ("wds/", "hfids/", "tfds/")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recipes.schema import ImageData
+from recipes.data_schema import ImageData
 from surgeon.errors import RecipeError
 
 
@@ -36,8 +36,7 @@ def data_config(section: ImageData, model: Any, in_chans: int | None) -> dict[st
 
 def make_transform(section: ImageData, config: dict[str, Any], training: bool) -> Callable[[Any], torch.Tensor]:
     """Return the transform of one image: the small-image pipeline where the section asks for it, else timm's."""
-    small = section.crop_padding is not None or section.rotation > 0
-    return (_small_images if small else _timm)(section, config, training)
+    return (_small_images if section.small else _timm)(section, config, training)
 
 
 def _timm(section: ImageData, config: dict[str, Any], training: bool) -> Callable[[Any], torch.Tensor]:

@@ -7,10 +7,11 @@ from surgeon import reference_nets as reference_nets  # registers them with timm
 from surgeon.building import create_model
 from surgeon.change import Change, Record
 from surgeon.errors import LoadError, NoSiteError, RecipeError, RefusedError, SurgeonError, TraceError
+from surgeon.loading import load
 from surgeon.locating import locate
 from surgeon.lowering import lower
 from surgeon.op import OPS, AbstractOp
-from surgeon.persistence import load, save
+from surgeon.persistence import save
 from surgeon.recipe import Recipe, Step, unknown
 from surgeon.rewriting import apply, plan, record, undo
 from surgeon.select import Select

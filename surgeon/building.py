@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from timm.layers import DropPath
+from torch import Tensor, nn
 
+from surgeon.change import Record
+from surgeon.errors import LoadError
 from surgeon.host import Size
-from surgeon.ledger import BUILDER
+from surgeon.ledger import BUILDER, Ledger, tensors_of
 from surgeon.randomness import generators_kept
+from surgeon.recipe import Recipe
 from surgeon.rewriting import apply
 from surgeon.structure import why_not_equal
 
 Builder = dict[str, Any]
 Shapes = dict[str, list[int]]  # as JSON has them
+READ = ("pretrained", "checkpoint")  # arguments that make timm read weights from elsewhere
 
 
 def create_model(name: str, recipe: Any = None, **timm_kwargs: Any) -> nn.Module:
@@ -37,42 +42,43 @@ def create_model(name: str, recipe: Any = None, **timm_kwargs: Any) -> nn.Module
         8
     """
     model: nn.Module = timm.create_model(name, **timm_kwargs)
-    arguments = {key: value for key, value in timm_kwargs.items() if not key.startswith(("pretrained", "checkpoint"))}
-    if _is_data(arguments):
+    arguments = {key: value for key, value in timm_kwargs.items() if not key.startswith(READ)}
+    if timm.is_model(name) and _is_data(arguments):
         model.__dict__[BUILDER] = {"timm": name, "arguments": arguments}
     return model if recipe is None else apply(model, recipe)
 
 
 def builder_of(
-    model: nn.Module, size: Size | None, replay: Callable[[nn.Module], object]
+    model: nn.Module, size: Size | None, forward: Sequence[str] | None, operate: Callable[[nn.Module], object]
 ) -> tuple[Builder | None, str, nn.Module | None]:
     """How to build ``model`` as it was before surgery, checked: built on the meta device it must compute the same.
 
-    Tried are what ``create_model`` remembered, then timm's architecture with the number of classes, channels and the
-    image size the model has now.
+    Tried are what ``create_model`` remembered, then timm's architecture with what can be read off the model: classes,
+    channels, image size, pooling, dropout.
 
     Args:
         model: Operated or not.
         size: (C, H, W) of its images; None where it is not known.
-        replay: Operates on a model built anew as ``model`` was operated.
+        forward: What it does to them, by ``forward_of``.
+        operate: Operates on a model built anew as ``model`` was operated.
 
     Returns:
         The builder; "" or, where it is None, why; and the model built with it and not operated yet.
     """
-    note = "the model was not built by timm"
+    note = "it names no model of timm's"
     for builder in _candidates(model):
         arguments = ", ".join([repr(builder["timm"]), *(f"{k}={v!r}" for k, v in builder["arguments"].items())])
         try:
             with generators_kept(), torch.device("meta"):
                 base, twin = build(builder), build(builder)
-            twin.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
-            replay(twin)
-            differs = why_not_equal(twin, model, size) or _shapes_differ(twin, model)
+            take_precision(twin, tensors_of(model))
+            operate(twin)
+            differs = why_not_equal(twin, model, size, forward) or _shapes_differ(twin, model)
         except Exception as error:
             differs = f"{type(error).__name__}: {error}"
         if differs is None:
             return builder, "", base
-        if note.startswith("the model"):
+        if note.startswith("it names"):
             note = f"timm.create_model({arguments}) builds another model: {differs}"
     return None, note, None
 
@@ -92,14 +98,25 @@ def _candidates(model: nn.Module) -> Iterator[Builder]:
 
 def _seen(model: nn.Module) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` that can be read off a model."""
+    parts = list(model.modules())
     pool = getattr(getattr(model, "global_pool", None), "pool_type", None)
     side = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    drop = [m.p for m in parts if isinstance(m, nn.Dropout)][-1:]
     found = {
-        "num_classes": getattr(model, "num_classes", None),
+        "num_classes": _classes(model),
         "global_pool": None if pool in ("", "avg") else pool,
         "img_size": tuple(side) if isinstance(side, (tuple, list)) else None,
+        "drop_rate": getattr(model, "drop_rate", None) or max(drop, default=None) or None,
+        "drop_path_rate": max((m.drop_prob or 0.0 for m in parts if isinstance(m, DropPath)), default=None) or None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _classes(model: nn.Module) -> int | None:
+    """Of the classifier that is there, else what the model says."""
+    ask = getattr(model, "get_classifier", None)
+    found = getattr(ask() if callable(ask) else None, "out_features", getattr(model, "num_classes", None))
+    return found if isinstance(found, int) else None
 
 
 def _channels(model: nn.Module) -> dict[str, int]:
@@ -115,10 +132,36 @@ def _shapes_differ(there: nn.Module, here: nn.Module) -> str | None:
 
 
 def build(builder: Builder) -> nn.Module:
-    """Build the model a builder describes, with fresh weights."""
-    model: nn.Module = timm.create_model(builder["timm"], pretrained=False, **_tuples(builder["arguments"]))
+    """Build the model a builder describes, with fresh weights.
+
+    Raises:
+        LoadError: When it names no model of timm's own, or arguments that read files: nothing foreign is run.
+    """
+    name, arguments = builder["timm"], builder["arguments"]
+    if not timm.is_model(name):
+        raise LoadError(f"timm {timm.__version__} has no model of its own named {name!r}")
+    if foreign := [key for key in arguments if key.startswith(READ)]:
+        raise LoadError(f"the argument {foreign[0]!r} reads weights from elsewhere")
+    model: nn.Module = timm.create_model(name, pretrained=False, **_tuples(arguments))
     model.__dict__[BUILDER] = builder
     return model
+
+
+def take_precision(model: nn.Module, like: Mapping[str, Tensor]) -> None:
+    """Give each floating-point tensor of ``model`` the dtype of its namesake in ``like``."""
+    for name, tensor in tensors_of(model).items():
+        if name in like and tensor.is_floating_point():
+            tensor.data = tensor.data.to(like[name].dtype)
+
+
+def replay(base: nn.Module, record: Record, size: Size, keep: bool) -> None:
+    """Operate on ``base`` by the resolved steps of ``record``, and let it carry the record itself."""
+    for i, step in enumerate(record.recipe):
+        steps = Recipe.parse([step]).steps
+        apply(base, Recipe(steps, keep_originals=keep), size if i == 0 else None)
+    ledger = Ledger.of(base) or Ledger.open(base, size, keep)
+    ledger.record = record
+    ledger.hang_on(base)
 
 
 def shapes_of_state(model: nn.Module) -> Shapes:

@@ -261,7 +261,7 @@ def untouchable(module: nn.Module) -> str | None:
 
 
 def copy_tensors(values: dict[str, Tensor], model: nn.Module) -> None:
-    """Write ``values`` into the parameters and buffers of the same names, keeping device and dtype of the model.
+    """Write ``values`` into the tensors of the same names, keeping device and dtype, and take their ``requires_grad``.
 
     A tensor of another shape, or gone, was replaced by the user since (a new classifier): it stays as it is.
     """
@@ -270,3 +270,5 @@ def copy_tensors(values: dict[str, Tensor], model: nn.Module) -> None:
         for name in values.keys() & held.keys():
             if held[name].shape == values[name].shape:
                 held[name].copy_(values[name])
+                if isinstance(held[name], nn.Parameter):
+                    held[name].requires_grad_(values[name].requires_grad)

@@ -102,6 +102,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of every parameter and buffer that has values, on the CPU."""
+    """Copies of every parameter and buffer that has values, on the CPU; they know whether a gradient was wanted."""
     real = {name: tensor for name, tensor in tensors_of(model).items() if not tensor.is_meta}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in real.items()}
+    return {n: t.detach().to("cpu", copy=True).requires_grad_(t.requires_grad) for n, t in real.items()}

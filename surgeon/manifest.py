@@ -71,6 +71,7 @@ FIELDS: dict[str, Check] = {
     "record": _or_none(_fields(_record)),
     "shapes": _or_none(_dict_of(_counts)),
     "structure": _dict_of(_text),
+    "forward": _or_none(_list_of(_text)),
     "frozen": _list_of(_text),
     "frozen_before": _list_of(_text),
     "files": _dict_of(_fields({"name": _text, "sha256": _text})),
@@ -100,8 +101,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise LoadError(f"{path} is damaged: field '{name}' is missing; restore it from a copy")
         if not fits(manifest[name]):
             raise damaged(folder, name, manifest[name])
-    if (manifest["record"] is None) != (manifest["input_size"] is None):
-        raise damaged(folder, "input_size", manifest["input_size"])
+    if manifest["input_size"] is None and (manifest["record"] or manifest["forward"]):
+        raise damaged(folder, "input_size", None)
+    if manifest["record"] is None and manifest["keep_originals"]:
+        raise damaged(folder, "keep_originals", True)
     return manifest
 
 
@@ -117,6 +120,11 @@ def versions() -> dict[str, str]:
     from surgeon import __version__
 
     return {"surgeon": __version__, "torch": torch.__version__, "timm": timm.__version__}
+
+
+def same_versions(manifest: dict[str, Any]) -> bool:
+    """Whether the libraries here are those that wrote the manifest."""
+    return bool(manifest["versions"] == versions())
 
 
 def version_hint(manifest: Any) -> str:

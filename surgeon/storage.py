@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from surgeon.errors import LoadError
 from surgeon.manifest import MANIFEST, damaged
+
+STEMS = ("weights", "buffers", "originals")
+DRAFT_SECONDS = 3600  # after which the process that was writing is taken to be dead
 
 
 def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -44,12 +48,16 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path, keep: set[str]) -> None:
-    """Remove the tensors of an older model; a file that cannot be removed does no harm."""
-    for stem in ("weights", "originals"):
-        for file in folder.glob(f"{stem}-????????????.safetensors"):
-            if file.name not in keep:
-                with suppress(OSError):
-                    file.unlink()
+    """Remove the tensors of an older model, and old drafts of killed processes; what cannot be removed does no harm."""
+    older = [f for stem in STEMS for f in folder.glob(f"{stem}-????????????.safetensors") if f.name not in keep]
+    drafts = [f for stem in (*STEMS, MANIFEST) for f in folder.glob(f".{stem}*.*")]
+    for file in older:
+        with suppress(OSError):
+            file.unlink()
+    for file in drafts:
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > DRAFT_SECONDS:
+                file.unlink()
 
 
 def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from surgeon.recorder import function_name
 from surgeon.tracing import record_forward
 
 Structure = dict[str, str]
-NO_FUNCTION = ("training", "grad_checkpointing")  # settings that change no result
+NO_FUNCTION = ("training", "grad_checkpointing", "num_classes")  # settings that change no result
+ELSEWHERE = re.compile(r" at 0x[0-9a-f]+|device\(type='\w+'(, index=\d+)?\)")  # differs from process to process
 
 
 def structure(model: nn.Module) -> Structure:
@@ -41,7 +43,7 @@ def first_difference(there: Mapping[str, str], here: Mapping[str, str]) -> str |
     return None
 
 
-def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None) -> str | None:
+def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None, forward: Sequence[str] | None) -> str | None:
     """The first way in which two models compute differently; None where they compute the same from the same tensors.
 
     Compared are the modules, their plain settings (dropout rates are used in training only), and every operation of one
@@ -50,20 +52,14 @@ def why_not_equal(there: nn.Module, here: nn.Module, size: Size | None) -> str |
     Args:
         there: One model; it may lie on the meta device.
         here: The other.
-        size: (C, H, W) of the recorded image; None where none is known, then no pass is compared.
+        size: (C, H, W) of the recorded image.
+        forward: :func:`forward_of` the other at that size.
     """
-    found = first_difference(structure(there), structure(here))
-    found = found or first_difference(_settings(there, here), _settings(here, there))
-    if found or size is None:
-        return found
-    try:
-        passes = [_operations(model, size) for model in (there, here)]
-    except SurgeonError as error:
-        return f"its forward cannot be recorded: {error}"
-    for i, (a, b) in enumerate(zip(*passes, strict=False)):
-        if a != b:
-            return f"operation {i}: {a} there, {b} here"
-    return None if len(passes[0]) == len(passes[1]) else f"{len(passes[0])} operations there, {len(passes[1])} here"
+    return (
+        first_difference(structure(there), structure(here))
+        or first_difference(_settings(there, here), _settings(here, there))
+        or first_operation(forward_of(there, size), forward)
+    )
 
 
 def _settings(model: nn.Module, other: nn.Module) -> Structure:
@@ -84,10 +80,37 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
-def _operations(model: nn.Module, size: Size) -> list[str]:
-    recorded = record_forward(model, [size])
+def forward_of(model: nn.Module, size: Size | None) -> list[str] | None:
+    """Every operation of one forward pass in words, with arguments and shapes.
+
+    The text is the same in every process and on every device. None where no size is known, or none can be recorded.
+
+    Example:
+        >>> forward_of(nn.Sequential(nn.Conv2d(3, 8, 3)), (3, 9, 9))
+        ['x() -> (1, 3, 9, 9)', '0(%0,) -> (1, 8, 7, 7)', 'output(%1,) -> (1, 8, 7, 7)']
+    """
+    try:
+        recorded = record_forward(model, [] if size is None else [size])
+    except SurgeonError:
+        return None
     numbers = {node: f"%{i}" for i, node in enumerate(recorded.graph.nodes)}
-    return [_operation(node, numbers) for node in recorded.graph.nodes if node.op != "output"]
+    return [ELSEWHERE.sub("", _operation(node, numbers)) for node in recorded.graph.nodes]
+
+
+def first_operation(there: Sequence[str] | None, here: Sequence[str] | None) -> str | None:
+    """The first operation that differs, in words; None where all are equal.
+
+    Example:
+        >>> first_operation(["relu(%0,)"], ["gelu(%0,)"])
+        'operation 0: relu(%0,) there, gelu(%0,) here'
+    """
+    if there is None or here is None:
+        only = "here" if there is None else "there"
+        return None if there is here else f"a forward pass can be recorded only {only}"
+    for i, (a, b) in enumerate(zip(there, here, strict=False)):
+        if a != b:
+            return f"operation {i}: {a} there, {b} here"
+    return None if len(there) == len(here) else f"{len(there)} operations there, {len(here)} here"
 
 
 def _operation(node: fx.Node, numbers: dict[fx.Node, str]) -> str:

@@ -17,7 +17,8 @@ FLOORS = {
     "ops.widening ops.conv_spd ops.spd",
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
-    5: "building manifest storage persistence lowering verification verifying reference_nets reference_nets.digits",
+    5: "building manifest storage persistence loading lowering verification verifying "
+    "reference_nets reference_nets.digits",
 }
 FLOOR = {f"surgeon.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 ORDER = ("surgeon", "analysis", "recipes")

@@ -61,7 +61,7 @@ def test_the_two_commands():
     """Exactly two set-up commands; the first ends in the demo, the second in the tests."""
     first, second = (block.strip() for block in blocks("bash"))
     assert first == "pip install -e . && surgeon demo"
-    assert second == 'pip install -e ".[dev]" && pytest'
+    assert second == 'pip install -e ".[dev]" && pytest -n auto'
 
 
 def test_demo(tmp_path):

@@ -13,10 +13,10 @@ import torch
 
 from recipes.batches import IndexedBatches, SeededImages, shard
 from recipes.data import ALONE, batch, open_source
+from recipes.data_schema import DigitsData, ImageData
 from recipes.datasets import Files
 from recipes.digits import Digits
 from recipes.processes import Processes, derive, seeded
-from recipes.schema import DigitsData, ImageData
 from recipes.transforms import make_transform
 from surgeon import RecipeError
 

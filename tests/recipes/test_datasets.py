@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 from recipes.data import Source, batch, open_source
+from recipes.data_schema import ImageData
 from recipes.datasets import small_imagenet
-from recipes.schema import ImageData
 from surgeon import RecipeError
 
 Write = Callable[..., None]
@@ -112,9 +112,8 @@ def test_folder(tmp_path: Path, write_image: Write) -> None:
 
 def test_folder_small_image_pipeline(tmp_path: Path, write_image: Write) -> None:
     folders(tmp_path, write_image, {"train": ["cat", "dog"], "val": ["cat", "dog"]})
-    section = ImageData(
-        dataset=f"folder:{tmp_path}", size=16, crop_padding=4, rotation=15, **{**PLAIN, "no_aug": False}
-    )
+    colours = {key: PLAIN[key] for key in ("mean", "std")}
+    section = ImageData(dataset=f"folder:{tmp_path}", size=16, crop_padding=4, rotation=15, **colours)
     _, val = read(section)
     assert reds(val) == [0, 1, 30, 31]
     source = open_source(section)

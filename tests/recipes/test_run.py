@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
 import recipes
 import surgeon
@@ -156,9 +157,39 @@ def test_models_follow_data_seed_and_arguments() -> None:
     assert build(named, 0, 7).num_classes == 3
     for section, words in (
         ({"timm": "resnet5"}, r"no model 'resnet5'; did you mean 'resnet50'\?"),
-        ({"timm": "test_resnet", "args": {"depht": 3}}, "timm cannot build 'test_resnet' with .*depht"),
+        ({"timm": "test_resnet", "args": {"depht": 3}}, "timm cannot build 'test_resnet', arguments .*depht"),
     ):
         with pytest.raises(RecipeError, match=words):
+            build(recipes.parse({"name": "x", "model": section}))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_your_own_checkpoint(suffix: str, tmp_path: Path) -> None:
+    trained = build(recipes.parse({"name": "x", "model": {"timm": "test_resnet", "num_classes": 4}}), seed=3)
+    file = tmp_path / f"mine.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}, "epoch": 3}, file)
+    else:
+        save_file(trained.state_dict(), file)
+    section = {"timm": "test_resnet", "num_classes": 4, "checkpoint": str(file)}
+    model = build(recipes.parse({"name": "x", "model": section}))
+    assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
+    named = open_model("test_resnet", checkpoint=str(file), num_classes=4)
+    assert torch.equal(named.fc.weight, trained.fc.weight)
+    with pytest.raises(LoadError, match=r"2 of 92 tensors do not fit: fc\.weight \(4, \d+\) in the file, \(7, \d+\)"):
+        build(recipes.parse({"name": "x", "model": {**section, "num_classes": 7}}))
+
+
+def test_checkpoints_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    torch.save(build(recipes.parse({"name": "x", "model": {"timm": "test_resnet"}})), tmp_path / "module.pth")
+    for name, words in (
+        ("none.pth", "there is no such file"),
+        ("text.pth", "holds no state dict that can be read without running code"),
+        ("module.pth", "holds no state dict that can be read without running code"),
+    ):
+        section = {"timm": "test_resnet", "checkpoint": str(tmp_path / name)}
+        with pytest.raises(LoadError, match=words):
             build(recipes.parse({"name": "x", "model": section}))
 
 
@@ -167,6 +198,14 @@ def test_what_the_command_line_names(tmp_path: Path) -> None:
         open_model("digits_convent")
     with pytest.raises(RecipeError, match="no folder 'some/where'"):
         open_model("some/where")
+    (tmp_path / "weights.pth").write_text("")
+    with pytest.raises(RecipeError, match="a file of weights, perhaps; name its model, and it as --checkpoint"):
+        open_model(str(tmp_path / "weights.pth"))
+    (tmp_path / "own.yaml").write_text("name: own\nmodel: {timm: test_resnet, num_classes: 3}\n")
+    assert open_model(str(tmp_path / "own.yaml"), weights=False).num_classes == 3
+    surgeon.save(surgeon.create_model("test_resnet"), tmp_path / "saved")
+    with pytest.raises(RecipeError, match="says itself where its weights come from; take out pretrained"):
+        open_model(str(tmp_path / "saved"), pretrained=True)
     model = open_model("digits_convnet")
     assert len(validation_images("digits", model)) == len(validation_images("digits_spd", model)) == 8
     with pytest.raises(RecipeError, match=r"--data: 1 problem\n  data.dataset: unknown data set 'digit'"):

@@ -98,7 +98,17 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
         ({"train": {"batch_size": 3, "mixup": 0.1}}, "train", "batch_size (3) must be even"),
         ({"train": {"device": "gpu"}}, "train.device", "must be auto, cpu, cuda"),
         ({"train": {"smoothing": 1.0}}, "train.smoothing", "less than 1"),
-        ({"compare": {"pretrain": {}}}, "", "this name is taken"),
+        ({"train": {"sched": "rsqrt", "warmup_epochs": 0}}, "train", "square root of warmup_epochs"),
+        ({"compare": {"pretrain": {}}}, "", "a run writes its own file or folder of this name"),
+        ({"compare": {"Summary.txt": {}}}, "", "compare.Summary.txt: a run writes its own file"),
+        ({"model": {"folder": "a", "pretrained": True}}, "model", "weights and arguments; take out pretrained"),
+        ({"model": {"timm": "a", "pretrained": True, "checkpoint": "b"}}, "model", "both give the weights"),
+        ({"model": {"timm": "a", "args": {"checkpoint_path": "b"}}}, "model", "name the file as checkpoint"),
+        (
+            {"data": {"dataset": "torch/cifar10", "rotation": 9, "reprob": 0.2, "no_aug": True}},
+            "data",
+            "small-image pipeline, which has no no_aug, reprob",
+        ),
         ({"compare": {"a": {"train": {"epoch": 3}}}}, "compare.a.train.epoch", "did you mean 'epochs'?"),
         ({"compare": {"a": {"surgery": ["sdp"]}}}, "compare.a.surgery[0].sdp", "did you mean 'spd'?"),
         ({"compare": {"a": {"modle": 1}}}, "compare.a.modle", "unknown key"),
@@ -163,5 +173,14 @@ def test_quick_cuts_epochs_and_images() -> None:
 def test_device_is_exchanged_or_refused() -> None:
     recipe = with_device(recipes.parse(GOOD), "cuda:1")
     assert recipe.train is not None and recipe.train.device == "cuda:1"
+    own = with_device(recipes.parse({**GOOD, "compare": {"a": {"train": {"device": "mps"}}}}), "cpu").variants()["a"]
+    assert own.train is not None and own.train.device == "cpu"
     with pytest.raises(RecipeError, match=r"train\.device: must be auto"):
         with_device(recipe, "tpu")
+
+
+@pytest.mark.parametrize("sched", ["rsqrt", "wsd"])
+def test_quick_takes_schedules_with_phases(sched: str) -> None:
+    train = {"epochs": 10, "sched": sched, "warmup_epochs": 2, "decay_epochs": 3}
+    quick = recipes.parse({**GOOD, "train": train}).quick()
+    assert quick.train is not None and (quick.train.sched, quick.train.epochs) == ("cosine", 2)

@@ -11,8 +11,8 @@ import recipes
 import surgeon
 from recipes.build import build
 from recipes.data import open_source
+from recipes.data_schema import DigitsData
 from recipes.loading import ZOO, purpose, shipped
-from recipes.schema import DigitsData
 
 HEAD = ("# purpose: ", "# command: surgeon run ", "# paper: ", "# expected: ")
 

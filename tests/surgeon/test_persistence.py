@@ -4,6 +4,7 @@ import copy
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import surgeon
 from tests.contracts import Snapshot, images, stir, undone
-from tests.zoo import TINY, PlainNet, entries
+from tests.zoo import TINY, PlainNet, Wrap, entries
 
 X = images(64, dtype=torch.float32)
 CONV_SPD = {"spd": {"order": "conv-spd"}}
@@ -146,7 +147,7 @@ def test_views_of_one_storage_are_saved_apart(tmp_path: Path) -> None:
 def test_a_plain_model_is_given(tmp_path: Path) -> None:
     model = surgeon.apply(Functional(), "spd", 64)
     surgeon.save(model, tmp_path)
-    with pytest.raises(surgeon.LoadError, match=r"not built by timm.*load\(path, model=\.\.\.\)"):
+    with pytest.raises(surgeon.LoadError, match=r"names no model of timm.*load\(path, model=\.\.\.\)"):
         surgeon.load(tmp_path)
     given = Functional()
     loaded = surgeon.load(tmp_path, given)
@@ -216,3 +217,80 @@ def test_shared_modules_are_saved_once_and_stay_shared(tmp_path: Path) -> None:
     assert copy.deepcopy(loaded).alias[0].weight.shape == model.stem[0].weight.shape
     assert surgeon.undo(loaded).alias is loaded.stem and isinstance(loaded.stem[0], nn.Conv2d)
     assert torch.equal(loaded(X), surgeon.undo(model)(X))
+
+
+def test_a_given_model_with_another_forward_is_refused(tmp_path: Path) -> None:
+    def build(negative: bool = False) -> nn.Module:
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 4, 3, 2, 1)
+        return Wrap(lambda m, x: (-m.conv(x) if negative else m.conv(x)).relu(), 4, conv=conv)
+
+    model = surgeon.apply(build(), "spd", 64)
+    surgeon.save(model, tmp_path)
+    given = build(negative=True)
+    before = Snapshot.of(given)
+    with pytest.raises(surgeon.LoadError, match=r"computes something else: operation \d+: relu.* there, neg.* here"):
+        surgeon.load(tmp_path, given)
+    assert before.differences(Snapshot.of(given)) == []
+    assert torch.equal(surgeon.load(tmp_path, build())(X), model(X))
+
+
+@pytest.mark.parametrize("recipe", [None, "spd"])
+def test_changed_buffers_outside_the_state_dict_are_kept(recipe: Any, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        model = PlainNet().eval()
+        model.register_buffer("scale", torch.ones(3), persistent=False)
+        return model
+
+    model = surgeon.apply(build(), recipe, 64) if recipe else build()
+    model.scale.fill_(2)
+    loaded = surgeon.load(surgeon.save(model, tmp_path), build())
+    assert torch.equal(loaded.scale, torch.full((3,), 2.0)) and torch.equal(loaded(X), model(X))
+    if recipe:
+        assert torch.equal(surgeon.undo(loaded).scale, surgeon.undo(model).scale)
+
+
+class Counter(nn.Module):
+    """Keeps what is no tensor in its state."""
+
+    def get_extra_state(self) -> Any:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"seen": 3}
+
+
+def with_counter() -> nn.Module:
+    model = PlainNet()
+    model.counter = Counter()
+    return model
+
+
+def gutted() -> nn.Module:
+    model = surgeon.apply(PlainNet(), "spd", 64)
+    model.stem = nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (with_counter, r"'counter\._extra_state' of the state dict: it is a dict, and files hold tensors only"),
+        (lambda: PlainNet().to("meta"), "on the meta device and has no values; load weights first"),
+        (gutted, "cannot save, for the saved model could not be undone"),
+    ],
+)
+def test_what_cannot_be_saved_leaves_the_older_model(
+    build: Callable[[], nn.Module], words: str, tmp_path: Path
+) -> None:
+    model = surgeon.save(tiny(), tmp_path)
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    with pytest.raises(surgeon.SurgeonError, match=words):
+        surgeon.save(build(), tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    surgeon.save(tiny(), tmp_path)
+    with pytest.raises(surgeon.LoadError, match="cannot load to device 'cpux'"):
+        surgeon.load(tmp_path, device="cpux")

@@ -52,7 +52,7 @@ def flip(folder: Path) -> None:
         (lambda f: edit(f, lambda d: d.pop("shapes")), r"field 'shapes' is missing"),
         (lambda f: edit(f, lambda d: d["files"].pop("originals")), r"field 'files' is \{'weights'"),
         (lambda f: edit(f, lambda d: d["frozen"].append("fc.wait")), r"field 'frozen' is \['fc\.wait'\]"),
-        (lambda f: edit(f, lambda d: d.update(record=None)), r"field 'input_size' is \[3, "),
+        (lambda f: edit(f, lambda d: d.update(record=None)), r"field 'keep_originals' is True"),
         (lambda f: edit(f, lambda d: d["structure"].update(fc="Linear(1)")), r"'fc': Linear\(1\) there, Linear\(in"),
         (
             lambda f: edit(f, lambda d: (d["shapes"].update({"fc.weight": [3, 3]}), d["versions"].update(timm="0.9"))),

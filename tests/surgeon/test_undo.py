@@ -192,3 +192,12 @@ def test_the_check_sees_one_bit() -> None:
     model.stem[1].running_mean.view(torch.int32)[0] ^= 1
     with pytest.raises(AssertionError, match=r"stem\.1\.running_mean bits"):
         undone(before, model)
+
+
+@pytest.mark.parametrize("frozen_before", [False, True])
+def test_what_was_frozen_before_is_frozen_again_and_nothing_else(frozen_before: bool) -> None:
+    model = stir(PlainNet()).requires_grad_(not frozen_before)
+    before = Snapshot.of(model)
+    surgeon.apply(model, "spd", 64).requires_grad_(frozen_before)
+    undone(before, surgeon.undo(model))
+    assert {p.requires_grad for p in model.parameters()} == {not frozen_before}
