@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any, Protocol
 
 from torch import nn
 
 from surgeon.errors import RefusedError
-from surgeon.owncode import FORWARDS, child_name, code_with
+from surgeon.owncode import FORWARDS, GraphEdit, child_name, code_with, give_call_to, pass_operand_through
 
 HOWS = "_surgeon_derived"
 
@@ -24,7 +25,7 @@ class How(Protocol):
 
     @property
     def child(self) -> str:
-        """The name of the module it needs as a child."""
+        """The name of the module it needs as a child; "" where it needs none."""
 
     def members(self, module: nn.Module) -> dict[str, Any]:
         """The members of the class derived from that of ``module``."""
@@ -44,6 +45,39 @@ class After:
             return self.get_submodule(child)(base(self, *args, **kwargs))
 
         return {"forward": forward, FORWARDS: None}
+
+
+@dataclass(frozen=True)
+class Before:
+    """The forward of the class, its first argument passed through ``child``."""
+
+    child: str
+
+    def members(self, module: nn.Module) -> dict[str, Any]:
+        """A forward around the one there is."""
+        base, child = type(module).forward, self.child
+
+        @wraps(base)
+        def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+            return base(self, self.get_submodule(child)(x), *args, **kwargs)
+
+        return {"forward": forward, FORWARDS: None}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A module that stays in evaluation mode, so that its statistics stay as they are."""
+
+    child = ""
+
+    def members(self, module: nn.Module) -> dict[str, Any]:
+        """A ``train`` that always asks for evaluation."""
+        base = type(module).train
+
+        def train(self: nn.Module, mode: bool = True) -> nn.Module:
+            return base(self, False)
+
+        return {"train": train}
 
 
 @dataclass(frozen=True)
@@ -67,18 +101,46 @@ class InsteadOf:
 
     def members(self, module: nn.Module) -> dict[str, Any]:
         """The code of each mode; setting an attribute that is fixed in it is refused."""
-        codes = [code_with(module, self.function, self.index, self.given, mode) for mode in (True, False)]
-        forwards = tuple(code.compile() for code in codes)
-        fixed = {name: value for code in codes for name, value in code.read}
-        members: dict[str, Any] = {"forward": forwards[0], "__setattr__": _refusing(type(module), fixed)}
-        if codes[0].source == codes[1].source and codes[0].names == codes[1].names:
-            return {**members, FORWARDS: None}
+        return _rewritten(module, partial(give_call_to, self.child, self.function, self.index), self.given)
 
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return forwards[0 if self.training else 1](self, *args, **kwargs)
 
-        forward.__signature__ = inspect.signature(forwards[0])  # type: ignore[attr-defined]
-        return {**members, "forward": forward, FORWARDS: forwards}
+@dataclass(frozen=True)
+class OnOperand:
+    """The module's own code with one operand of the ``index``-th call of ``function`` passed through ``child``.
+
+    Args:
+        child: The name of the module.
+        function: Such as ``add``.
+        index: Counted in the code as it was before any call was exchanged.
+        operand: 0 or 1.
+        given: As of :class:`InsteadOf`.
+    """
+
+    child: str
+    function: str
+    index: int
+    operand: int
+    given: frozenset[str]
+
+    def members(self, module: nn.Module) -> dict[str, Any]:
+        """The code of each mode; setting an attribute that is fixed in it is refused."""
+        edit = partial(pass_operand_through, self.child, self.function, self.index, self.operand)
+        return _rewritten(module, edit, self.given)
+
+
+def _rewritten(module: nn.Module, edit: GraphEdit, given: frozenset[str]) -> dict[str, Any]:
+    codes = [code_with(module, edit, given, mode) for mode in (True, False)]
+    forwards = tuple(code.compile() for code in codes)
+    fixed = {name: value for code in codes for name, value in code.read}
+    members: dict[str, Any] = {"forward": forwards[0], "__setattr__": _refusing(type(module), fixed)}
+    if codes[0].source == codes[1].source and codes[0].names == codes[1].names:
+        return {**members, FORWARDS: None}
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forwards[0 if self.training else 1](self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(forwards[0])  # type: ignore[attr-defined]
+    return {**members, "forward": forward, FORWARDS: forwards}
 
 
 def _refusing(base: type[nn.Module], fixed: dict[str, Any]) -> Callable[[nn.Module, str, Any], None]:

@@ -1,4 +1,4 @@
-"""The only file that writes into a model.
+"""The only file that writes into a model, with `freezing`, which fixes parts of one.
 
 An edit is planned once and performed twice: on the skeleton, where it costs nothing and shows whether it fits, then on
 the model. Each returns how to take it back. The edited module stays an instance of its class: it gets a subclass made
@@ -8,6 +8,7 @@ on the fly, so that its attributes, its methods and the paths of all untouched p
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from surgeon.derived import After, InsteadOf, derive, underived
+from surgeon.derived import After, Before, How, InsteadOf, OnOperand, derive, underived
 from surgeon.errors import RefusedError
 from surgeon.following import align, follow, follow_modes
 from surgeon.owncode import read_parameters
@@ -111,8 +112,28 @@ class SwapCall:
         reverse = _derive(model, self.path, self.how, child)
         unread = before - read_parameters(owner, self.how.given)
         reverse.frozen = tuple(name for name in sorted(unread) if owner.get_parameter(name).requires_grad)
-        _freeze(owner, reverse.frozen, True)
+        set_frozen(owner, reverse.frozen, True)
         return reverse
+
+
+@dataclass(frozen=True)
+class OnEdge:
+    """Pass one operand of a functional call in the forward of module ``path`` through the module ``make`` builds.
+
+    Args:
+        path: Of the owner.
+        how: Which call and operand, and what callers give.
+        make: Builds the module; its argument is the owner.
+    """
+
+    path: str
+    how: OnOperand
+    make: Make
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the owner's class."""
+        owner = model.get_submodule(self.path)
+        return _derive(model, self.path, self.how, follow(model, self.path, self.make(owner)))
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,27 @@ class Append:
         return _derive(model, self.path, After(self.name), follow(model, self.path, self.make(module)))
 
 
+@dataclass(frozen=True)
+class Prepend:
+    """Pass the input of module ``path`` through the module ``make`` builds from it, in front of any that is there."""
+
+    path: str
+    make: Make
+    name = "surgeon_before"
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the module's class."""
+        module = model.get_submodule(self.path)
+        name = free_child(module, self.name)
+        return _derive(model, self.path, Before(name), follow(model, self.path, self.make(module)))
+
+
+def free_child(module: nn.Module, name: str) -> str:
+    """``name``, or with the lowest number behind it that no child of ``module`` has."""
+    several = (name if n == 0 else f"{name}{n + 1}" for n in itertools.count())
+    return next(free for free in several if not hasattr(module, free))
+
+
 @dataclass
 class Reclass:
     """Takes a derived class back."""
@@ -145,22 +187,23 @@ class Reclass:
         cls, child = type(module), module.get_submodule(self.child)
         underived(module)
         delattr(module, self.child)
-        _freeze(module, self.frozen, False)
+        set_frozen(module, self.frozen, False)
 
         def again() -> None:
             module.add_module(self.child, child)
             module.__class__ = cls
-            _freeze(module, self.frozen, True)
+            set_frozen(module, self.frozen, True)
 
         return again
 
 
-def _freeze(module: nn.Module, names: Sequence[str], frozen: bool) -> None:
+def set_frozen(module: nn.Module, names: Sequence[str], frozen: bool) -> None:
+    """Take the gradients of these parameters, or give them back."""
     for name in names:
         module.get_parameter(name).requires_grad_(not frozen)
 
 
-def _derive(model: nn.Module, path: str, how: After | InsteadOf, child: nn.Module) -> Reclass:
+def _derive(model: nn.Module, path: str, how: How, child: nn.Module) -> Reclass:
     module = model.get_submodule(path)
     if hasattr(module, how.child):
         raise RefusedError(f"'{path}' has an attribute '{how.child}' already; rename it")

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, fx, nn
 
 from surgeon.calls import lift
-from surgeon.derived import InsteadOf
-from surgeon.edit import Edit, Swap, SwapCall, untouchable
+from surgeon.derived import HOWS, InsteadOf, OnOperand
+from surgeon.edit import Edit, OnEdge, Swap, SwapCall, free_child, untouchable
 from surgeon.errors import RecipeError, RefusedError
 from surgeon.owncode import is_call, own_graph, passed
 from surgeon.recorder import strided_slice
+from surgeon.residual import residual_of
 from surgeon.settings import read_settings
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
@@ -72,6 +73,23 @@ class AbstractOp(abc.ABC):
     def decide(self, site: Site, recorded: Trace) -> Decision:
         """What to do at ``site``. Pure: neither the model nor its skeleton is touched."""
 
+    def decide_all(self, sites: Sequence[Site], recorded: Trace, units: Sequence[str]) -> list[tuple[Site, Decision]]:
+        """What to do at all ``sites`` selected: each by itself, unless an op decides for several together.
+
+        Args:
+            sites: Those selected, in order of call.
+            recorded: The trace they were found in.
+            units: Paths of the units of the whole model.
+        """
+
+        def decision(site: Site) -> Decision:
+            try:
+                return self.decide(site, recorded)
+            except RefusedError as error:
+                return Refused(str(error))
+
+        return [(site, decision(site)) for site in sites]
+
     def takes(self, site: Site) -> bool:
         """Whether the site is of a kind this op, with these settings, applies to."""
         return site.kind in self.kinds
@@ -127,6 +145,8 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     owner = recorded.model.get_submodule(site.owner)
     if reason := untouchable(owner):
         return Refused(reason)
+    if site.via == "module" and hasattr(type(owner), HOWS):
+        return Refused("has surgery at its input or output, which would be lost; put this step before that one")
 
     def make(present: nn.Module) -> nn.Module:
         return build(site, layer_of(site, present, recorded))
@@ -140,6 +160,21 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     _, function, index = site.path.split(":")
     how = InsteadOf(function, int(index), passed(owner, recorded, site.owner))
     return Rewrite([SwapCall(site.owner, how, make)], f"{function} -> {into}")
+
+
+def on_skip(site: Site, recorded: Trace, make: Callable[[nn.Module], nn.Module]) -> OnEdge | Refused:
+    """Pass the features of a skip through the module ``make`` builds; ``site`` is of kind ``skip``."""
+    owner, (_, function, index) = recorded.model.get_submodule(site.owner), site.path.split(":")
+    residual = residual_of(call_of(site, recorded), recorded.model)
+    if residual is None:
+        return Refused("is no addition of two branches any more")
+    if reason := untouchable(owner) or _why_not_call(site, owner, recorded):
+        return Refused(reason)
+    given = passed(owner, recorded, site.owner)
+    child = free_child(owner, f"surgeon_skip_{function}_{index}_")
+    return OnEdge(
+        site.owner, OnOperand(child, function, int(index), residual.add.args.index(residual.skip), given), make
+    )
 
 
 def not_alone(site: Site, owner: nn.Module, recorded: Trace) -> str | None:

@@ -174,26 +174,46 @@ class Code:
         return forward
 
 
-def code_with(owner: nn.Module, function: str, index: int, given: frozenset[str], training: bool) -> Code:
-    """The owner's code in one mode, with its ``index``-th call of ``function`` given to the child that stands for it.
+GraphEdit = Callable[[fx.Graph], bool]
+
+
+def code_with(owner: nn.Module, edit: GraphEdit, given: frozenset[str], training: bool) -> Code:
+    """The owner's code in one mode, changed by ``edit``, which answers whether it found what it changes.
 
     Raises:
         RefusedError: When the code cannot be traced, or has no such call.
     """
     own = own_graph(owner, training, given)
-    call = _find(own.graph, function, index)
-    if call is None:
+    if not edit(own.graph):
         raise RefusedError(f"the {'training' if training else 'evaluation'} code of its owner has no such call")
-    image = call.args[0] if call.args else call.kwargs["input"]
-    with own.graph.inserting_before(call):
-        call.replace_all_uses_with(own.graph.call_module(child_name(function, index), (image,)))
-    own.graph.erase_node(call)
     for node in list(own.graph.nodes):
         if node.op == "get_attr" and not node.users:
             own.graph.erase_node(node)
     code = own.graph.python_code("self")
     by_name = [tuple(sorted(d.items(), key=lambda item: str(item[0]))) for d in (code.globals, own.read)]
     return Code(code.src, by_name[0], by_name[1])
+
+
+def give_call_to(child: str, function: str, index: int, graph: fx.Graph) -> bool:
+    """Let module ``child`` stand for the ``index``-th call of ``function``."""
+    call = _find(graph, function, index)
+    if call is None:
+        return False
+    image = call.args[0] if call.args else call.kwargs["input"]
+    with graph.inserting_before(call):
+        call.replace_all_uses_with(graph.call_module(child, (image,)))
+    graph.erase_node(call)
+    return True
+
+
+def pass_operand_through(child: str, function: str, index: int, operand: int, graph: fx.Graph) -> bool:
+    """Pass one operand of the ``index``-th call of ``function`` through module ``child``."""
+    call = _find(graph, function, index)
+    if call is None or len(call.args) <= operand or not isinstance(call.args[operand], fx.Node):
+        return False
+    with graph.inserting_before(call):
+        call.update_arg(operand, graph.call_module(child, (call.args[operand],)))
+    return True
 
 
 def _find(graph: fx.Graph, function: str, index: int) -> fx.Node | None:

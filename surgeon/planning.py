@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.change import Change, Record, Status
-from surgeon.edit import Append, Edit, SetAttribute, Swap, SwapCall, perform
+from surgeon.edit import Append, Edit, OnEdge, Prepend, SetAttribute, Swap, SwapCall, perform
 from surgeon.errors import NoSiteError, RefusedError, TraceError
 from surgeon.host import InputSize, input_sizes
 from surgeon.ledger import Ledger
@@ -80,14 +80,15 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
     units = unit_paths(recorded.model, planned.located)
     selected = step.select(_placed([s for s in sites if op.takes(s)], planned.located), units)
     again = step.select([s for s in operated if op.takes(s)], units)
+    selected = [site for site in selected if site.path not in {s.path for s in again}]
     changes = [_change(op, site, Unchanged(f"already operated by {op.name}")) for site in again]
     done: list[Site] = []
     for batch in [[site] for site in selected] if op.one_at_a_time else [selected]:
         present = {s.path: s for s in sites_of(recorded)} if op.one_at_a_time and done else {s.path: s for s in sites}
-        decided = [_decide(op, present[site.path], recorded) for site in batch]
+        decided = _decide(op, [present[site.path] for site in batch], recorded, units)
         fresh, recorded = _perform(op, decided, recorded, planned)
         changes += fresh
-        done += [present[c.path] for c in fresh if c.status == "rewritten"]
+        done += [site for site, what in decided if isinstance(what, Rewrite)]
     _insist(step, changes, sites, recorded)
     planned.sites.setdefault(op.name, []).extend(done)
     order = list(dict.fromkeys(site.path for site in [*planned.located, *operated, *sites]))
@@ -101,12 +102,11 @@ def _placed(sites: list[Site], located: Sequence[Site]) -> list[Site]:
     return [replace(site, depth=old.depth, reduction=old.reduction) for site, old in zip(sites, was, strict=True)]
 
 
-def _decide(op: AbstractOp, site: Site, recorded: Trace) -> tuple[Site, Decision]:
-    try:
-        with recorded.model.__dict__[FAKE_MODE]:
-            return site, op.decide(site, recorded)
-    except RefusedError as error:
-        return site, Refused(str(error))
+def _decide(
+    op: AbstractOp, sites: Sequence[Site], recorded: Trace, units: Sequence[str]
+) -> list[tuple[Site, Decision]]:
+    with recorded.model.__dict__[FAKE_MODE]:
+        return op.decide_all(sites, recorded, units)
 
 
 def _perform(
@@ -131,7 +131,8 @@ def _perform(
     if op.one_at_a_time:
         _insist_on_sizes(op, rewritten[0][0], rewritten[0][1].edits, before, after)
     for site, what in rewritten:
-        if not any(within(node, path) for path in _built(what.edits) for node in after.graph.nodes):
+        built = _built(what.edits)
+        if built and not any(within(node, path) for path in built for node in after.graph.nodes):
             raise RefusedError(
                 f"op '{op.name}' refuses '{site.path}': the forward reaches it by another way than its name (a plain "
                 "list, say), so the new layer would never run; call it by its name, or exclude this path"
@@ -154,9 +155,10 @@ def _insist_on_sizes(op: AbstractOp, site: Site, edits: Sequence[Edit], before: 
 
 
 def _built(edits: Sequence[Edit]) -> list[str]:
-    """The paths of the modules the edits put in."""
-    exchanged = [edit.path for edit in edits if isinstance(edit, Swap)]
-    return exchanged + [f"{edit.path}.{edit.how.child}".lstrip(".") for edit in edits if isinstance(edit, SwapCall)]
+    """The paths of the modules the edits put in, or put something in front of."""
+    whole = [edit.path for edit in edits if isinstance(edit, (Swap, Prepend))]
+    inside = [edit for edit in edits if isinstance(edit, (SwapCall, OnEdge))]
+    return whole + [f"{edit.path}.{edit.how.child}".lstrip(".") for edit in inside]
 
 
 def _change(op: AbstractOp, site: Site, what: Decision, params: Pair = (0, 0), macs: Pair = (0, 0)) -> Change:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import edit
+from surgeon import edit, freezing
 
 TOLERANCE = 1e-10  # relative, in float64
-EDITS = (edit.Swap, edit.SwapCall, edit.Append, edit.SetAttribute)
+EDITS = (edit.Swap, edit.SwapCall, edit.OnEdge, edit.Append, edit.Prepend, freezing.Freeze, edit.SetAttribute)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 MARKS = ("_surgeon", "_surgeon_builder")
 

@@ -12,7 +12,7 @@ import surgeon
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: "errors site change table randomness settings differences",
-    1: "skeleton recorder tracing host owncode derived following edit calls residual reduction structure",
+    1: "skeleton recorder tracing host owncode derived following edit freezing calls residual reduction structure",
     2: "locating units select op ops.space_to_depth ops.spd_windows ops.spd_fold ops.spd_conv ops.spd_pool "
     "ops.widening ops.conv_spd ops.spd",
     3: "ops recipe",
@@ -22,7 +22,7 @@ FLOORS = {
 }
 FLOOR = {f"surgeon.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 ORDER = ("surgeon", "analysis", "recipes")
-WRITERS = ("edit.py", "derived.py")
+WRITERS = ("edit.py", "derived.py", "freezing.py")
 
 
 def files(package: str = "*") -> list[Path]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from surgeon import RefusedError
-from surgeon.derived import InsteadOf
+from surgeon.derived import InsteadOf, OnOperand
 from surgeon.edit import (
     Append,
     Edit,
+    OnEdge,
+    Prepend,
     SetAttribute,
     Swap,
     SwapCall,
@@ -24,6 +26,7 @@ from surgeon.edit import (
     twin,
     untouchable,
 )
+from surgeon.freezing import Freeze
 from tests.contracts import Snapshot
 
 X = torch.rand(2, 3, 16, 16)
@@ -68,9 +71,12 @@ CONV = InsteadOf("conv2d", 0, frozenset({"x"}))
 EDITS: dict[str, Edit] = {
     "swap": Swap("conv", fresh),
     "swap in a list": Swap("parts.1", lambda _old: conv(4, 4, 1)),
+    "edge": OnEdge("", OnOperand("seen", "max_pool2d", 0, 0, frozenset({"x"})), lambda _net: nn.Tanh()),
     "call": SwapCall("", POOL, lambda _net: nn.AvgPool2d(2)),
     "call with a parameter": SwapCall("", CONV, lambda _net: conv(4, 4, 3)),
     "append": Append("conv", lambda _conv: nn.Tanh()),
+    "prepend": Prepend("conv", lambda _conv: nn.Tanh()),
+    "freeze": Freeze("conv", lambda conv: {"weight": torch.ones_like(conv.weight)}),
     "set": SetAttribute("", "width", lambda width: width + 1),
     "set anew": SetAttribute("conv", "note", lambda _missing: "seen"),
 }
