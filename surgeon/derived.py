@@ -160,8 +160,8 @@ def _refusing(base: type[nn.Module], fixed: dict[str, Any]) -> Callable[[nn.Modu
 def derive(module: nn.Module, how: How) -> None:
     """Give ``module`` the class that ``how`` derives from its own."""
     base = type(module)
-    if not hasattr(base, HOWS) and _pickles_itself(base):
-        raise RefusedError(f"{base.__name__} pickles in a way of its own, which its rewritten code could not follow")
+    if reason := why_not_derived(base):
+        raise RefusedError(reason)
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": _reduce}
     hows = (*getattr(base, HOWS, ()), how)
     module.__class__ = type(base.__name__, (base,), {**members, **how.members(module), HOWS: hows})
@@ -172,8 +172,11 @@ def underived(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
 
 
-def _pickles_itself(cls: type) -> bool:
-    return any("__reduce_ex__" in vars(c) or "__reduce__" in vars(c) for c in cls.__mro__[:-1])
+def why_not_derived(cls: type) -> str | None:
+    """Why no class can be derived from ``cls``; None where one can."""
+    if hasattr(cls, HOWS) or not any({"__reduce_ex__", "__reduce__"} & vars(c).keys() for c in cls.__mro__[:-1]):
+        return None
+    return f"{cls.__name__} pickles in a way of its own, which its rewritten code could not follow"
 
 
 @dataclass

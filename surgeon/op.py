@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, fx, nn
 
 from surgeon.calls import lift
-from surgeon.derived import HOWS, InsteadOf, OnOperand
+from surgeon.derived import HOWS, InsteadOf, OnOperand, why_not_derived
 from surgeon.edit import Edit, OnEdge, Swap, SwapCall, free_child, untouchable
 from surgeon.errors import RecipeError, RefusedError
 from surgeon.owncode import is_call, own_graph, passed
@@ -201,7 +201,9 @@ def shared_with(module: nn.Module, model: nn.Module) -> str | None:
 
 
 def _why_not_call(site: Site, owner: nn.Module, recorded: Trace) -> str | None:
-    """Why the owner's code does not show the call, in one mode or the other."""
+    """Why the owner's code does not show the call, in one mode or the other, or cannot become another."""
+    if reason := why_not_derived(type(owner)):
+        return reason
     call, function = call_of(site, recorded), site.path.split(":")[1]
     key = {k: call.meta[k] for k in ("owner", "run")}
     run = [n for n in recorded.graph.nodes if n.op != "get_attr" and all(n.meta.get(k) == v for k, v in key.items())]

@@ -64,3 +64,17 @@ def count_of(share: int | str, total: int, field: str) -> int:
     if not 0 < count <= total:
         raise RecipeError(f"{field}={share!r} means {count} of the {total} units of the model; give 1 to {total}")
     return count
+
+
+def unit_of(site: Site, units: Sequence[str]) -> str | None:
+    """The path of the unit a site is, or lies in; None where it lies in none.
+
+    Example:
+        >>> import timm, surgeon
+        >>> model = timm.create_model("test_resnet")
+        >>> sites = surgeon.locate(model)
+        >>> [unit_of(site, unit_paths(model, sites)) for site in sites if site.kind == "strided_conv"]
+        [None, 'layer2.0', 'layer3.0', 'layer4.0']
+    """
+    own = site.owner
+    return next((unit for unit in units if own == unit or own.startswith(unit + ".")), None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon import edit, freezing
+from surgeon.ops.drawing import rewind
 
 TOLERANCE = 1e-10  # relative, in float64
 EDITS = (edit.Swap, edit.SwapCall, edit.OnEdge, edit.Append, edit.Prepend, freezing.Freeze, edit.SetAttribute)
@@ -114,6 +115,8 @@ def images(size: Any, batch: int = 2, dtype: torch.dtype = torch.float64, channe
 
 
 def run(model: nn.Module, x: Any) -> Any:
+    """One forward pass; what is random begins anew, so that passes can be compared."""
+    rewind(model)
     with torch.no_grad():
         return model(x)
 
@@ -172,6 +175,7 @@ def protocol(model: nn.Module, x: Tensor) -> Iterator[tuple[str, bool]]:
 
 
 def run_part(model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    rewind(model)
     with torch.no_grad():
         return getattr(model, name)(*args, **kwargs)
 

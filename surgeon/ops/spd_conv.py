@@ -6,7 +6,7 @@ The layers alone: they know nothing of sites, graphs or recipes, so they can be 
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -230,11 +230,18 @@ class SPDStdConv2d(SPDConv2d):
 
     def block_weight(self) -> Tensor:
         """Standardise the weight as timm does, place it, add the new taps."""
-        gain = None if self.gain is None else (self.gain * self.scale).view(-1)
-        flat = self.weight.reshape(1, self.out_channels, -1)
-        flat = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=self.eps)
-        weight = flat.reshape_as(self.weight)
+        weight = standardize(self)
         return weight if self.extra is None else embed(weight, self.rows, self.cols) + self.extra
+
+
+def standardize(conv: nn.Module) -> Tensor:
+    """The kernel a weight-standardised conv computes with: as timm does, each filter to mean 0 and variance 1."""
+    weight, gain = cast(Tensor, conv.weight), cast(Tensor | None, getattr(conv, "gain", None))
+    factor = None if gain is None else (gain * float(getattr(conv, "scale", 1.0))).view(-1)
+    flat = weight.reshape(1, len(weight), -1)
+    eps = float(conv.eps)  # type: ignore[arg-type]
+    flat = F.batch_norm(flat, None, None, weight=factor, training=True, momentum=0.0, eps=eps)
+    return flat.reshape_as(weight)
 
 
 def _copy(old: Tensor | None) -> nn.Parameter | None:
