@@ -1,0 +1,231 @@
+"""Moving every channel by an offset of its own, zero outside: the arithmetic under the shift layers.
+
+Kept apart from the layers because it knows tensors only: no parameters, no modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+Moves = tuple[tuple[int, Size], ...]  # channel, (vertical, horizontal)
+
+
+def round_half_away(offset: Tensor) -> Tensor:
+    """Round to the nearest whole number, halves away from zero as C's ``round`` does in the authors' released code.
+
+    ``torch.round`` takes halves to the even neighbour: it differs at exact halves only, where 0.5 would be no shift.
+
+    Example:
+        >>> round_half_away(torch.tensor([0.5, -1.5, 0.49999997, 2.0])).tolist()
+        [1.0, -2.0, 0.0, 2.0]
+    """
+    whole = offset.trunc()
+    return whole + offset.sign() * ((offset - whole).abs() >= 0.5)
+
+
+def integer_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tensor:
+    """Move channel c so that ``y[n, c, i, j] = x[n, c, i + offset[0, c], j + offset[1, c]]``, zero outside.
+
+    Args:
+        x: Features.
+        offset: Whole numbers of any dtype, (2, C); row 0 vertical, row 1 horizontal. It gets no gradient.
+        size: Height and width of the output; those of ``x`` by default.
+
+    Shape:
+        - Input: (N, C, H, W)
+        - Output: (N, C, *size)
+
+    Example:
+        >>> x = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> integer_shift(x, torch.tensor([[0], [1]]))
+        tensor([[[[1., 0.],
+                  [3., 0.]]]])
+    """
+    height, width = size or (x.shape[2], x.shape[3])
+    return cast(Tensor, _IntegerShift.apply(x, offset.detach(), height, width))  # type: ignore[no-untyped-call]
+
+
+def sparse_shift(x: Tensor, offset: Tensor) -> Tensor:
+    """Move by the rounded offsets; the gradient to the offsets is that of bilinear interpolation at the real ones.
+
+    Forward Eq. 5, gradient to ``x`` Eq. 7 (the inverse move), to ``offset`` Eq. 6. At a whole offset Eq. 6 is the
+    one-sided difference towards the next larger one, as in the released code.
+
+    Example:
+        >>> offset = torch.zeros(2, 1, requires_grad=True)
+        >>> sparse_shift(torch.arange(4.0).view(1, 1, 2, 2), offset)[0, 0, 0, 0].backward()
+        >>> offset.grad.flatten().tolist()  # one row further down lies 2, one column further right 1
+        [2.0, 1.0]
+
+    References:
+        Chen et al., All You Need is a Few Shifts, CVPR 2019, arXiv:1903.05285, Eq. 5 to 7.
+        Deviation: the released CUDA code truncates where it should floor, which bends the gradient at the first rows
+        and columns for negative offsets; here it is the derivative of the bilinear form everywhere.
+    """
+    if not (torch.is_grad_enabled() and offset.requires_grad):
+        return integer_shift(x, round_half_away(offset))
+    return cast(Tensor, _SparseShift.apply(x, offset))  # type: ignore[no-untyped-call]
+
+
+def bilinear_shift(x: Tensor, offset: Tensor) -> Tensor:
+    """Move by real offsets, interpolating the four neighbours: active shift, Eq. 3.
+
+    Example:
+        >>> bilinear_shift(torch.arange(4.0).view(1, 1, 2, 2), torch.tensor([[0.0], [0.5]]))
+        tensor([[[[0.5000, 0.5000],
+                  [2.5000, 1.5000]]]])
+
+    References:
+        Jeon and Kim, Constructing Fast Network through Deconstruction of Convolution, NeurIPS 2018, arXiv:1806.07370.
+    """
+    whole = offset.detach().floor()
+    near = integer_shift(x, whole, (x.shape[2] + 1, x.shape[3] + 1))
+    down, right = (offset - whole).to(x.dtype)
+    share = torch.stack([torch.stack([1 - down, down], 1), torch.stack([1 - right, right], 1)])  # (2, C, 2)
+    weight = share[0, :, :, None] * share[1, :, None, :]  # (C, 2, 2)
+    return torch.nn.functional.conv2d(near, weight[:, None], groups=x.shape[1])
+
+
+class _IntegerShift(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
+        return _move(x, offset, (height, width))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, offset, _, _ = inputs
+        ctx.save_for_backward(offset)
+        ctx.size = (x.shape[2], x.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (offset,) = ctx.saved_tensors
+        return integer_shift(grad, -offset, ctx.size), None, None, None
+
+
+class _SparseShift(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, offset: Tensor) -> Tensor:
+        return _move(x, round_half_away(offset), (x.shape[2], x.shape[3]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, offset = ctx.saved_tensors
+        moved = integer_shift(grad, -round_half_away(offset)) if ctx.needs_input_grad[0] else None
+        return moved, _offset_gradient(x, offset, grad)
+
+
+def _offset_gradient(x: Tensor, offset: Tensor, grad: Tensor) -> Tensor:
+    """Eq. 6: what each of the four neighbours correlates with ``grad``, differenced along one axis at a time."""
+    channels, whole = x.shape[1], offset.floor()
+    near = integer_shift(x, whole, (x.shape[2] + 1, x.shape[3] + 1))
+    # the weight gradient of a depthwise 2x2 conv: sum over n, i, j of grad * neighbour
+    weights = (channels, 1, 2, 2)
+    found = torch.nn.grad.conv2d_weight(near, weights, grad.to(near.dtype), groups=channels)  # type: ignore[arg-type]
+    (top_left, top_right), (low_left, low_right) = found[:, 0].to(offset.dtype).permute(1, 2, 0)
+    down, right = offset - whole
+    vertical = (1 - right) * (low_left - top_left) + right * (low_right - top_right)
+    horizontal = (1 - down) * (top_right - top_left) + down * (low_right - low_left)
+    return torch.stack([vertical, horizontal])
+
+
+def _move(x: Tensor, offset: Tensor, size: Size) -> Tensor:
+    """Choose how to move: by whole rows where values may be looked at and copying is what costs, else by index."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+    if traced or not plain or 0 in (x.numel(), *size) or size[1] > min(x.shape[3] + 1, x.numel()):
+        return _by_index(x, offset.long(), size)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    y = _by_rows(x.contiguous(), offset.long(), size)
+    return y.contiguous(memory_format=torch.channels_last) if last else y
+
+
+def _by_index(x: Tensor, offset: Tensor, size: Size) -> Tensor:
+    """One gather; no value is looked at, so it is traced, compiled and exported as it stands, without a sync."""
+    (height, width), (channels, high, wide) = size, x.shape[1:]
+    row = torch.arange(height, device=x.device) + offset[0, :, None]  # (C, height)
+    column = torch.arange(width, device=x.device) + offset[1, :, None]  # (C, width)
+    inside = ((row >= 0) & (row < high))[:, :, None] & ((column >= 0) & (column < wide))[:, None, :]
+    channel = torch.arange(channels, device=x.device)[:, None, None]
+    y = x[:, channel, row.clamp(0, high - 1)[:, :, None], column.clamp(0, wide - 1)[:, None, :]]
+    return torch.where(inside, y, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _by_rows(x: Tensor, offset: Tensor, size: Size) -> Tensor:
+    """Copy whole rows; where few channels move, the others are copied as one block."""
+    across, down = offset[1].tolist(), offset[0].tolist()
+    moving = [c for c, (a, b) in enumerate(zip(down, across, strict=True)) if a or b]
+    if x.shape[2:] != size or 5 * len(moving) > len(down):
+        return _plan(tuple(enumerate(zip(down, across, strict=True))), tuple(x.shape[1:]), size).read(x)
+    y = x.clone()
+    if not moving:
+        return y
+    plan = _plan(tuple((c, (down[c], across[c])) for c in moving), tuple(x.shape[1:]), size)
+    return y.index_copy_(1, torch.tensor(moving, device="cpu"), plan.read(x))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows to copy: row i of channel c starts ``i + a`` rows and ``b`` values into its plane.
+
+    Such a row may run over into its neighbours; what does not belong to it is set to zero afterwards.
+    """
+
+    moves: Moves
+    shape: tuple[int, int, int]
+    size: Size
+    start: Tensor  # (chosen, height), in an image
+    clear: list[tuple[int, slice, Tensor]]  # axis, where, which of it
+
+    def read(self, x: Tensor) -> Tensor:
+        """Copy (N, C, H, W) -> (N, chosen, height, width); ``x`` is contiguous."""
+        images, (height, width), last = x.shape[0], self.size, x.numel() - self.size[1]
+        image = torch.arange(0, x.numel(), x.numel() // images, device="cpu").to(self.start.dtype)
+        start = (image[:, None] + self.start.view(-1)).clamp_(0, last).view(-1)
+        y = x.as_strided((last + 1, width), (1, 1)).index_select(0, start).view(images, -1, height, width)
+        for axis, part, outside in self.clear:
+            (y[:, :, part] if axis == 2 else y[:, :, :, part]).masked_fill_(outside, 0)
+        (first, (_, early)), (final, (_, late)) = self.moves[0], self.moves[-1]
+        if first == 0 and early < 0:  # either end of the memory cuts a row short
+            y[0, 0] = self._alone(x[0, 0], 0)
+        if final == self.shape[0] - 1 and late + width > self.shape[2]:
+            y[-1, -1] = self._alone(x[-1, -1], -1)
+        return y
+
+    def _alone(self, plane: Tensor, at: int) -> Tensor:
+        offset = torch.tensor(self.moves[at][1], device="cpu")[:, None]
+        return _by_index(plane[None, None], offset, self.size)[0, 0]
+
+
+@lru_cache(maxsize=128)
+def _plan(moves: Moves, shape: tuple[int, int, int], size: Size) -> _Plan:
+    """Kept for the next call: offsets change seldom once they are rounded."""
+    with torch.inference_mode(False):
+        channel, offset = (torch.tensor(part, device="cpu") for part in zip(*moves, strict=True))
+        row = torch.arange(size[0], device="cpu") + offset[:, :1]  # (chosen, height)
+        column = torch.arange(size[1], device="cpu") + offset[:, 1:]  # (chosen, width)
+        start = (channel[:, None] * shape[1] + row) * shape[2] + offset[:, 1:]
+        clear = [(2, part, bad[:, :, None]) for part, bad in _outside(row, shape[1])]
+        clear += [(3, part, bad[:, None, :]) for part, bad in _outside(column, shape[2])]
+        return _Plan(moves, shape, size, start, clear)
+
+
+def _outside(position: Tensor, length: int) -> Iterator[tuple[slice, Tensor]]:
+    """The positions at either end, (chosen, positions), that lie outside an input of so many."""
+    bad, count = (position < 0) | (position >= length), position.shape[1]
+    before = min(max(-int(position[:, 0].min()), 0), count)
+    behind = min(max(int(position[:, -1].max()) - length + 1, 0), count)
+    for part in (slice(0, before), slice(count - behind, count)):
+        if part.stop > part.start:
+            yield part, bad[:, part].contiguous()
