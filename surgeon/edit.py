@@ -205,6 +205,10 @@ def set_frozen(module: nn.Module, names: Sequence[str], frozen: bool) -> None:
 
 def _derive(model: nn.Module, path: str, how: How, child: nn.Module) -> Reclass:
     module = model.get_submodule(path)
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise RefusedError(
+            f"'{path}' is a {type(module).__name__}, which would run what is put in; name one of its parts"
+        )
     if hasattr(module, how.child):
         raise RefusedError(f"'{path}' has an attribute '{how.child}' already; rename it")
     module.add_module(how.child, child)

@@ -143,10 +143,8 @@ def call_of(site: Site, recorded: Trace) -> fx.Node:
 def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | Refused:
     """Put ``build(site, layer)``, a layer described by ``into``, in the place of a conv or pool, module or call."""
     owner = recorded.model.get_submodule(site.owner)
-    if reason := untouchable(owner):
+    if reason := why_not_exchanged(site, owner):
         return Refused(reason)
-    if site.via == "module" and hasattr(type(owner), HOWS):
-        return Refused("has surgery at its input or output, which would be lost; put this step before that one")
 
     def make(present: nn.Module) -> nn.Module:
         return build(site, layer_of(site, present, recorded))
@@ -160,6 +158,13 @@ def exchange(site: Site, recorded: Trace, build: Build, into: str) -> Rewrite | 
     _, function, index = site.path.split(":")
     how = InsteadOf(function, int(index), passed(owner, recorded, site.owner))
     return Rewrite([SwapCall(site.owner, how, make)], f"{function} -> {into}")
+
+
+def why_not_exchanged(site: Site, owner: nn.Module) -> str | None:
+    """Why the module of a site cannot give way to another one."""
+    if site.via == "module" and hasattr(type(owner), HOWS):
+        return "has surgery at its input or output, which would be lost; put this step before that one"
+    return untouchable(owner)
 
 
 def on_skip(site: Site, recorded: Trace, make: Callable[[nn.Module], nn.Module]) -> OnEdge | Refused:

@@ -91,7 +91,7 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
         done += [site for site, what in decided if isinstance(what, Rewrite)]
     _insist(step, changes, sites, recorded)
     planned.sites.setdefault(op.name, []).extend(done)
-    order = list(dict.fromkeys(site.path for site in [*planned.located, *operated, *sites]))
+    order = list(dict.fromkeys(site.path for site in [*planned.located, *operated, *sites, *done]))
     return sorted(changes, key=lambda c: order.index(c.path)), recorded
 
 

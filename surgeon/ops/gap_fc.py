@@ -26,6 +26,7 @@ from surgeon.tracing import Trace, within
 from surgeon.units import unit_of
 
 POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 POOL_CALLS = ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")
 
 
@@ -41,6 +42,7 @@ class GAPFC(AbstractOp):
         init: What a 1x1 conv starts with: "sum" of the taps (exact on constant maps, and the mean of what the conv
             answered but for the border), the "center" tap, or "fresh" weights.
         seed: For ``init="fresh"``; each conv has a stream of its own.
+        at: Path of the module to pool before, for nets whose units are inside a branch; "" is the first unit selected.
 
     Raises:
         RecipeError: When a setting has no such value.
@@ -57,6 +59,7 @@ class GAPFC(AbstractOp):
 
     init: Init = "sum"
     seed: int = 0
+    at: str = ""
 
     @property
     def exact(self) -> bool:
@@ -72,7 +75,8 @@ class GAPFC(AbstractOp):
             return Refused(reason)
         conv = cast(nn.Conv2d, conv)
         start = {"sum": "the sum of its taps", "center": "its center tap", "fresh": "fresh weights"}[self.init]
-        return Rewrite([Swap(site.path, self._point(site))], f"{by(pair(conv.kernel_size))} conv -> 1x1, {start}")
+        height, width = pair(conv.kernel_size)
+        return Rewrite([Swap(site.path, self._point(site))], f"{height}x{width} conv -> 1x1, {start}")
 
     def decide_all(self, sites: Sequence[Site], recorded: Trace, units: Sequence[str]) -> list[tuple[Site, Decision]]:
         """Cut before the first unit, rewrite all that lies behind."""
@@ -80,7 +84,9 @@ class GAPFC(AbstractOp):
             return []
         first, path = _first(sites, units)
         try:
-            cut = Cut.before(path, recorded)
+            cut = Cut.before(self.at or path, recorded)
+        except SeveralTensorsError as error:
+            return [(site, Refused(f"{error}{_nearest(path, recorded)}")) for site in sites]
         except RefusedError as error:
             return [(site, Refused(str(error))) for site in sites]
         if cut.pooled:
@@ -126,6 +132,26 @@ def _with_cut(
     return found
 
 
+def _nearest(path: str, recorded: Trace) -> str:
+    """The nearest module at or before ``path`` that could be pooled before instead, in words."""
+    parts = path.split(".")
+    outer = [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+    nodes = list(recorded.graph.nodes)
+    start = next((i for i, node in enumerate(nodes) if node.op != "get_attr" and within(node, path)), 0)
+    earlier = [str(n.target) for n in nodes[start::-1] if n.op == "call_module" and "<" not in str(n.target)]
+    for other in dict.fromkeys([*outer, *earlier]):
+        try:
+            Cut.before(other, recorded)
+        except RefusedError:
+            continue
+        return f"; one tensor alone passes before '{other}': set at: {other}"
+    return ""
+
+
+class SeveralTensorsError(RefusedError):
+    """An edge is not the only one between what lies before it and behind it."""
+
+
 @dataclass
 class Cut:
     """An edge of the graph that alone connects what lies before with what lies behind.
@@ -158,23 +184,26 @@ class Cut:
         nodes = [node for node in recorded.graph.nodes if node.op not in ("get_attr", "placeholder")]
         inside = [node for node in nodes if within(node, path)]
         if not inside:
-            raise RefusedError(f"'{path}' does not run as a module of its own; select another unit")
+            raise RefusedError(f"'{path}' does not run as a module of its own; name a module that the forward calls")
         if len({node.meta.get("run", 0) for node in inside if node.meta["owner"] == path}) > 1:
             raise RefusedError(f"'{path}' runs several times; select a unit that runs once")
-        if reason := untouchable(recorded.model.get_submodule(path)):
+        module = recorded.model.get_submodule(path)
+        if isinstance(module, CONTAINERS):
+            raise RefusedError(
+                f"'{path}' is a {type(module).__name__}, which runs its children; name the first of them"
+            )
+        if reason := untouchable(module):
             raise RefusedError(reason)
         behind = nodes[nodes.index(inside[0]) :]
         crossing = {n for node in behind for n in node.all_input_nodes if n.op != "get_attr" and n not in behind}
         entry = {n for node in inside for n in node.all_input_nodes if n in crossing}
-        if len(crossing) != 1 or len(entry) != 1:
-            others = [node for node in behind if any(n in crossing - entry for n in node.all_input_nodes)]
+        others = [n for n in behind if n not in inside and crossing.intersection(n.all_input_nodes)]
+        if len(crossing) != 1 or len(entry) != 1 or others:
             reader = (others or behind)[0].meta.get("owner") or "the model itself"
-            raise RefusedError(
-                f"{len(crossing)} tensors pass from before '{path}' to behind it, not one ('{reader}' reads another); "
-                "select another unit"
-            )
+            several = f"{len(crossing)} tensors pass" if len(crossing) > 1 else "a tensor passes beside it"
+            raise SeveralTensorsError(f"{several} from before '{path}' to behind it ('{reader}' reads it)")
         value = crossing.pop().meta["val"]
-        _insist_on_maps(path, value, behind)
+        _insist_on_maps(path, value, behind, recorded)
         return cls(path, tuple(value.shape[1:]), list(_spatial(behind, recorded)), behind)
 
 
@@ -185,12 +214,23 @@ def _insist_on_logits(recorded: Trace) -> None:
         raise RefusedError(f"the model answers {shape}, no logits (N, classes): dense outputs need positions")
 
 
-def _insist_on_maps(path: str, value: Any, behind: list[fx.Node]) -> None:
+def _insist_on_maps(path: str, value: Any, behind: list[fx.Node], recorded: Trace) -> None:
     readers = [node for node in behind if any(n.meta["val"] is value for n in node.all_input_nodes)]
     is_map = isinstance(value, Tensor) and value.ndim == 4
-    if not is_map or any("permute" in node.meta.get("name", "") for node in readers):
+    if not is_map or any(_reads_last(node, value, recorded) for node in readers):
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
         raise RefusedError(f"reads features {shape} at '{path}', no maps (C, H, W) to pool")
+
+
+def _reads_last(node: fx.Node, value: Tensor, recorded: Trace) -> bool:
+    """Whether a layer takes the last axis of a 4-D tensor for its channels."""
+    if node.op != "call_module" or "<" in str(node.target):
+        return node.meta.get("name") == "permute"
+    module = recorded.model.get_submodule(str(node.target))
+    width = {nn.LayerNorm: "normalized_shape", nn.Linear: "in_features"}
+    found = next((getattr(module, name) for cls, name in width.items() if isinstance(module, cls)), None)
+    channels = found[-1] if isinstance(found, tuple) else found
+    return channels is not None and channels == value.shape[3] != value.shape[1]
 
 
 def _spatial(behind: list[fx.Node], recorded: Trace) -> Iterator[Site]:

@@ -18,9 +18,18 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from surgeon.calls import takes_apart
-from surgeon.edit import untouchable
 from surgeon.locating import pair
-from surgeon.op import AbstractOp, Decision, Refused, Unchanged, call_of, exchange, layer_of, register_op
+from surgeon.op import (
+    AbstractOp,
+    Decision,
+    Refused,
+    Unchanged,
+    call_of,
+    exchange,
+    layer_of,
+    register_op,
+    why_not_exchanged,
+)
 from surgeon.ops.conv_spd import conv_spd
 from surgeon.ops.space_to_depth import Kernel
 from surgeon.ops.spd_conv import Init, SPDConv2d, SPDStdConv2d
@@ -99,7 +108,7 @@ class SPD(AbstractOp):
     def decide(self, site: Site, recorded: Trace) -> Decision:
         """Refuse with the mathematical reason, leave what is the same already, or rewrite."""
         owner = recorded.model.get_submodule(site.owner)
-        if reason := untouchable(owner):
+        if reason := why_not_exchanged(site, owner):
             return Refused(reason)
         layer = layer_of(site, owner, recorded)
         if site.via == "slice" and takes_apart(call_of(site, recorded)):
