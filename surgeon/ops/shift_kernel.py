@@ -52,7 +52,7 @@ def integer_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tensor
     return cast(Tensor, _IntegerShift.apply(x, offset.detach(), height, width))  # type: ignore[no-untyped-call]
 
 
-def sparse_shift(x: Tensor, offset: Tensor) -> Tensor:
+def sparse_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tensor:
     """Move by the rounded offsets; the gradient to the offsets is that of bilinear interpolation at the real ones.
 
     Forward Eq. 5, gradient to ``x`` Eq. 7 (the inverse move), to ``offset`` Eq. 6. At a whole offset Eq. 6 is the
@@ -69,12 +69,13 @@ def sparse_shift(x: Tensor, offset: Tensor) -> Tensor:
         Deviation: the released CUDA code truncates where it should floor, which bends the gradient at the first rows
         and columns for negative offsets; here it is the derivative of the bilinear form everywhere.
     """
+    height, width = size or (x.shape[2], x.shape[3])
     if not (torch.is_grad_enabled() and offset.requires_grad):
-        return integer_shift(x, round_half_away(offset))
-    return cast(Tensor, _SparseShift.apply(x, offset))  # type: ignore[no-untyped-call]
+        return integer_shift(x, round_half_away(offset), (height, width))
+    return cast(Tensor, _SparseShift.apply(x, offset, height, width))  # type: ignore[no-untyped-call]
 
 
-def bilinear_shift(x: Tensor, offset: Tensor) -> Tensor:
+def bilinear_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tensor:
     """Move by real offsets, interpolating the four neighbours: active shift, Eq. 3.
 
     Example:
@@ -85,12 +86,21 @@ def bilinear_shift(x: Tensor, offset: Tensor) -> Tensor:
     References:
         Jeon and Kim, Constructing Fast Network through Deconstruction of Convolution, NeurIPS 2018, arXiv:1806.07370.
     """
-    whole = offset.detach().floor()
-    near = integer_shift(x, whole, (x.shape[2] + 1, x.shape[3] + 1))
-    down, right = (offset - whole).to(x.dtype)
-    share = torch.stack([torch.stack([1 - down, down], 1), torch.stack([1 - right, right], 1)])  # (2, C, 2)
-    weight = share[0, :, :, None] * share[1, :, None, :]  # (C, 2, 2)
-    return torch.nn.functional.conv2d(near, weight[:, None], groups=x.shape[1])
+    height, width = size or (x.shape[2], x.shape[3])
+    near = integer_shift(x, offset.detach().floor(), (height + 1, width + 1))
+    return torch.nn.functional.conv2d(near, bilinear_weights(offset).to(x.dtype), groups=x.shape[1])
+
+
+def bilinear_weights(offset: Tensor) -> Tensor:
+    """Shares of the four neighbours, beginning at the offset rounded down: (C, 1, 2, 2), a depthwise kernel.
+
+    Example:
+        >>> bilinear_weights(torch.tensor([[-0.5], [0.25]])).tolist()
+        [[[[0.375, 0.125], [0.375, 0.125]]]]
+    """
+    down, right = offset - offset.detach().floor()
+    rows, columns = torch.stack([1 - down, down], 1), torch.stack([1 - right, right], 1)  # (C, 2)
+    return (rows[:, :, None] * columns[:, None, :])[:, None]
 
 
 class _IntegerShift(torch.autograd.Function):
@@ -112,24 +122,25 @@ class _IntegerShift(torch.autograd.Function):
 
 class _SparseShift(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, offset: Tensor) -> Tensor:
-        return _move(x, round_half_away(offset), (x.shape[2], x.shape[3]))
+    def forward(x: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
+        return _move(x, round_half_away(offset), (height, width))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, offset = ctx.saved_tensors
-        moved = integer_shift(grad, -round_half_away(offset)) if ctx.needs_input_grad[0] else None
-        return moved, _offset_gradient(x, offset, grad)
+        size, grad = (x.shape[2], x.shape[3]), grad.contiguous()
+        moved = integer_shift(grad, -round_half_away(offset), size) if ctx.needs_input_grad[0] else None
+        return moved, _offset_gradient(x, offset, grad), None, None
 
 
 def _offset_gradient(x: Tensor, offset: Tensor, grad: Tensor) -> Tensor:
     """Eq. 6: what each of the four neighbours correlates with ``grad``, differenced along one axis at a time."""
     channels, whole = x.shape[1], offset.floor()
-    near = integer_shift(x, whole, (x.shape[2] + 1, x.shape[3] + 1))
+    near = integer_shift(x, whole, (grad.shape[2] + 1, grad.shape[3] + 1))
     # the weight gradient of a depthwise 2x2 conv: sum over n, i, j of grad * neighbour
     weights = (channels, 1, 2, 2)
     found = torch.nn.grad.conv2d_weight(near, weights, grad.to(near.dtype), groups=channels)  # type: ignore[arg-type]

@@ -11,10 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import RecipeError
-from surgeon.ops.shift_kernel import bilinear_shift, integer_shift, round_half_away, sparse_shift
+from surgeon.ops.shift_kernel import (
+    Size,
+    bilinear_shift,
+    bilinear_weights,
+    integer_shift,
+    round_half_away,
+    sparse_shift,
+)
 
 Mode = Literal["sparse", "active", "grouped"]
 Start = Literal["grouped", "uniform", "zeros"]
+
+
+def grouped_taps(channels: int, kernel_size: Size) -> Tensor:
+    """Return row and column of the tap of each channel: the taps in order, one group of channels for each.
+
+    The groups are ``channels // taps`` wide; the channels left over have the middle tap.
+
+    Example:
+        >>> grouped_taps(7, (1, 3))
+        tensor([[0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 1, 1, 2, 2, 1]])
+    """
+    rows, columns = kernel_size
+    taps, width = rows * columns, channels // (rows * columns)
+    tap = torch.arange(taps).repeat_interleave(width)
+    middle = torch.tensor([[rows // 2], [columns // 2]]).expand(2, channels - taps * width)
+    return torch.cat([torch.stack([tap // columns, tap % columns]), middle], 1)
 
 
 def grouped_offsets(channels: int, kernel_size: int = 3) -> Tensor:
@@ -32,10 +56,7 @@ def grouped_offsets(channels: int, kernel_size: int = 3) -> Tensor:
         Deviation: as printed, Eq. 2 of Chen et al. 2019 divides the channel's number by K² where it must be divided
         by the width of a group, as its text says; the released code divides without rounding, here whole numbers are.
     """
-    taps, width = kernel_size**2, channels // kernel_size**2
-    tap = torch.arange(taps).repeat_interleave(width)
-    offset = torch.stack([tap // kernel_size, tap % kernel_size]) - kernel_size // 2
-    return nn.functional.pad(offset, (0, channels - taps * width))
+    return grouped_taps(channels, (kernel_size, kernel_size)) - kernel_size // 2
 
 
 class SparseShift2d(nn.Module):
@@ -115,22 +136,68 @@ class SparseShift2d(nn.Module):
         y = shift(x, self.offset, self.mode)
         return y if self.stride == 1 else y[:, :, :: self.stride, :: self.stride]
 
+    def lower(self) -> nn.Module:
+        """A depthwise conv of the same function, its kernel just large enough; an identity where nothing moves.
+
+        Example:
+            >>> SparseShift2d(18).lower()
+            Conv2d(18, 18, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=18, bias=False)
+        """
+        kernel = depthwise_kernel(self.offset, self.mode)
+        if kernel.shape[-1] == 1 and self.stride == 1:
+            return nn.Identity()
+        conv = nn.Conv2d(
+            self.channels,
+            self.channels,
+            kernel.shape[-1],
+            self.stride,
+            kernel.shape[-1] // 2,
+            groups=self.channels,
+            bias=False,
+            device="meta",
+        )
+        conv.weight = nn.Parameter(kernel.to(torch.get_default_dtype()) if self.mode == "grouped" else kernel)
+        return conv.train(self.training)
+
     def extra_repr(self) -> str:
         """Show the settings that are not the defaults."""
         parts = [f"{self.channels}, mode={self.mode!r}, kernel_size={self.kernel_size}"]
         return ", ".join(parts + ([f"stride={self.stride}"] if self.stride > 1 else []))
 
 
-def shift(x: Tensor, offset: Tensor, mode: Mode) -> Tensor:
-    """Move the channels of (N, C, H, W) as ``mode`` says.
+def shift(x: Tensor, offset: Tensor, mode: Mode, size: Size | None = None) -> Tensor:
+    """Move the channels of (N, C, H, W) as ``mode`` says, to an output of ``size``.
 
     Example:
         >>> shift(torch.ones(1, 1, 1, 3), torch.tensor([[0.0], [1.4]]), "sparse")
         tensor([[[[1., 1., 0.]]]])
     """
     if mode == "grouped":
-        return integer_shift(x, offset)
-    return sparse_shift(x, offset) if mode == "sparse" else bilinear_shift(x, offset)
+        return integer_shift(x, offset, size)
+    return sparse_shift(x, offset, size) if mode == "sparse" else bilinear_shift(x, offset, size)
+
+
+def depthwise_kernel(offset: Tensor, mode: Mode) -> Tensor:
+    """The kernel of the depthwise conv that moves as a shift does: (C, 1, K, K), K odd, padding K // 2.
+
+    Example:
+        >>> depthwise_kernel(torch.tensor([[0.0], [1.4]]), "sparse")
+        tensor([[[[0., 0., 0.],
+                  [0., 0., 1.],
+                  [0., 0., 0.]]]])
+    """
+    offset = offset.detach()
+    whole = offset.floor() if mode == "active" else round_half_away(offset)
+    values = bilinear_weights(offset) if mode == "active" else torch.ones_like(offset[0])[:, None, None, None]
+    held = values.abs().amax((0, 1)).nonzero() if mode == "active" else values.new_zeros(1, 2)
+    ends = torch.stack([whole.amin(1), whole.amax(1) + held.amax(0)]).abs()
+    reach = int(ends.max())
+    kernel = values.new_zeros(offset.shape[1], 1, 2 * reach + 2, 2 * reach + 2)
+    channel, (row, column) = torch.arange(offset.shape[1], device=offset.device), (whole + reach).long()
+    for i in range(values.shape[2]):
+        for j in range(values.shape[3]):
+            kernel[channel, 0, row + i, column + j] = values[:, 0, i, j]
+    return kernel[:, :, :-1, :-1].contiguous()
 
 
 def _check(channels: int, mode: str, kernel_size: int, stride: int, init: str) -> None:

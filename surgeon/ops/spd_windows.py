@@ -60,8 +60,8 @@ def padding_mode(conv: nn.Conv2d) -> str:
     return conv.padding_mode if conv_style(conv) == "plain" and any(pad_pixels(conv)) else "zeros"
 
 
-def why_not_conv(conv: nn.Module) -> str | None:
-    """Why no space-to-depth conv computes the same function, as a verb phrase; None if one does."""
+def why_unknown(conv: nn.Module) -> str | None:
+    """Why the kernel and padding that ``conv`` computes with cannot be told, as a verb phrase; None if they can."""
     name = type(conv).__name__
     if not isinstance(conv, nn.Conv2d):
         mixed = " whose kernel is mixed anew for every image" if name == "CondConv2d" else ""
@@ -74,6 +74,14 @@ def why_not_conv(conv: nn.Module) -> str | None:
         return f"is a {name} whose weight is computed by a hook (weight_norm, spectral_norm); remove the hook first"
     if conv_style(conv) is None:
         return f"is a {name} whose forward is not that of nn.Conv2d, so what it does to weight and padding is unknown"
+    return None
+
+
+def why_not_conv(conv: nn.Module) -> str | None:
+    """Why no space-to-depth conv computes the same function, as a verb phrase; None if one does."""
+    reason = why_unknown(conv)
+    if reason is not None or not isinstance(conv, nn.Conv2d):
+        return reason
     if max(pair(conv.stride)) == 1:
         return "has stride (1, 1), so there is no block to move into channels"
     if not all(_finite(t) for t in conv.parameters(recurse=False)):

@@ -39,6 +39,9 @@ OPS = {
     "spatial_shuffle": Case({"spatial_shuffle": {"when": "train"}}, learns=False),
     "patch_shuffle": Case({"patch_shuffle": {"patch": 4}}, exact=False, learns=False),
     "channel_shuffle": Case({"channel_shuffle": {"when": "eval"}}, exact=False, learns=False),
+    "shift": Case("shift", exact=False),
+    "shift active": Case({"shift": {"mode": "active", "init": "fresh"}}, exact=False),
+    "shift grouped": Case({"shift": {"mode": "grouped"}}, exact=False),
 }
 EXACT = {name: case for name, case in OPS.items() if case.exact}
 MAIN = {name: OPS[name] for name in ("spd", "conv-spd", "spatial_shuffle")}
