@@ -186,11 +186,13 @@ class Reclass:
         module = model.get_submodule(self.path)
         cls, child = type(module), module.get_submodule(self.child)
         underived(module)
-        delattr(module, self.child)
+        if self.child:
+            delattr(module, self.child)
         set_frozen(module, self.frozen, False)
 
         def again() -> None:
-            module.add_module(self.child, child)
+            if self.child:
+                module.add_module(self.child, child)
             module.__class__ = cls
             set_frozen(module, self.frozen, True)
 

@@ -1,4 +1,4 @@
-"""The edit that fixes a part of a model: its values, no gradients, evaluation mode for good."""
+"""Edits that bring no module: one that derives a class, and one that fixes a part of a model for good."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgeon.derived import Frozen, derive, underived
-from surgeon.edit import set_frozen
+from surgeon.derived import Frozen, How, derive, underived
+from surgeon.edit import Reclass, set_frozen
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,16 @@ class Thaw:
             for name, value in values.items():
                 held[name].copy_(value)
         set_frozen(module, tuple(name for name in self.trainable if name in held), frozen)
+
+
+@dataclass(frozen=True)
+class Derive:
+    """Give module ``path`` the class that ``how`` derives, which needs no child."""
+
+    path: str
+    how: How
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the module's class."""
+        derive(model.get_submodule(self.path), self.how)
+        return Reclass(self.path, "")

@@ -90,6 +90,10 @@ class AbstractOp(abc.ABC):
 
         return [(site, decision(site)) for site in sites]
 
+    def candidates(self, sites: Sequence[Site], recorded: Trace) -> list[Site]:
+        """Those of ``sites`` the op takes; an op of a place of its own, such as the classifier, names it here."""
+        return [site for site in sites if self.takes(site)]
+
     def takes(self, site: Site) -> bool:
         """Whether the site is of a kind this op, with these settings, applies to."""
         return site.kind in self.kinds

@@ -78,18 +78,19 @@ def _plan_step(step: Step, recorded: Trace, planned: Planned) -> tuple[list[Chan
     sites = sites_of(recorded)
     operated = planned.sites.get(op.name, [])
     units = unit_paths(recorded.model, planned.located)
-    selected = step.select(_placed([s for s in sites if op.takes(s)], planned.located), units)
+    candidates = op.candidates(sites, recorded)
+    selected = step.select(_placed(candidates, planned.located), units)
     again = step.select([s for s in operated if op.takes(s)], units)
     selected = [site for site in selected if site.path not in {s.path for s in again}]
     changes = [_change(op, site, Unchanged(f"already operated by {op.name}")) for site in again]
     done: list[Site] = []
     for batch in [[site] for site in selected] if op.one_at_a_time else [selected]:
-        present = {s.path: s for s in sites_of(recorded)} if op.one_at_a_time and done else {s.path: s for s in sites}
+        present = {s.path: s for s in (sites_of(recorded) if op.one_at_a_time and done else candidates)}
         decided = _decide(op, [present[site.path] for site in batch], recorded, units)
         fresh, recorded = _perform(op, decided, recorded, planned)
         changes += fresh
         done += [site for site, what in decided if isinstance(what, Rewrite)]
-    _insist(step, changes, sites, recorded)
+    _insist(step, changes, len(candidates), recorded)
     planned.sites.setdefault(op.name, []).extend(done)
     order = list(dict.fromkeys(site.path for site in [*planned.located, *operated, *sites, *done]))
     return sorted(changes, key=lambda c: order.index(c.path)), recorded
@@ -201,12 +202,11 @@ def _cost(site: Site, edits: Sequence[Edit], recorded: Trace) -> tuple[int, int]
     return sum(held.values()), sum(recorded.macs(path) for path in outer)
 
 
-def _insist(step: Step, changes: list[Change], sites: Sequence[Site], recorded: Trace) -> None:
+def _insist(step: Step, changes: list[Change], there: int, recorded: Trace) -> None:
     """A step that neither rewrites nor finds anything unchanged is an error."""
     op, model = step.op, type(recorded.model).__name__
     wanted = " or ".join(sorted(op.kinds))
     if not changes:
-        there = sum(op.takes(site) for site in sites)
         raise NoSiteError(
             f"op '{op.name}' found no {wanted} in {model} with {step.select.to_dict() or 'no selection'}, "
             f"which has {there} in all; list them with surgeon.locate(model)"
