@@ -78,7 +78,7 @@ class _Training:
 
     def measure(self) -> Row:
         score = evaluate(self.learner.net, self.data.val, self.who, precision(self.settings, self.who.device))
-        row: Row = {"val_loss": score.loss, "val_accuracy": score.accuracy}
+        row: Row = {"val_loss": score.loss, "val_accuracy": score.accuracy, **self.learner.offsets.row()}
         if self.learner.ema is not None:
             module = self.learner.ema.module
             averaged = evaluate(module, self.data.val, self.who, precision(self.settings, self.who.device))
@@ -91,7 +91,8 @@ class _Training:
         batches = self.data.train.epoch(number - 1)
         trained = self.learner.train_epoch(number - 1, batches, lambda totals: reporter.batch(number, totals))
         seconds = time.perf_counter() - begun
-        rate = max(group["lr"] for group in self.learner.optimizer.param_groups)
+        groups = self.learner.optimizer.param_groups
+        rate = max(group["lr"] for group in groups if not group.get("offsets") or len(groups) == 1)
         if not math.isfinite(trained["train_loss"]):
             raise RecipeError(
                 f"the loss became {trained['train_loss']} in epoch {number} (lr {rate:g}); "
@@ -143,6 +144,8 @@ class _Training:
         if self.learner.num_outputs > self.data.num_classes:
             more = f"{self.learner.num_outputs} outputs for {self.data.num_classes} classes"
             reporter.say(f"{self.title}: the model has {more}; its first {self.data.num_classes} are trained for them")
+        if self.settings.shift is not None and not self.learner.offsets.learning:
+            reporter.say(f"{self.title}: train.shift changes nothing here: the model has no offsets that learn")
         if self.who.world > 1:
             norm = "no batch norm, so the numbers are those of one process"
             if has_batch_norm(self.learner.net):

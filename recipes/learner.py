@@ -16,13 +16,13 @@ import torch
 from timm.data import Mixup
 from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipes.batches import Batch
+from recipes.offsets import Offsets, optimizer_for
 from recipes.processes import Processes, derive, seed_all
 from recipes.schema import TrainSection
 from surgeon.errors import RecipeError
@@ -49,10 +49,11 @@ def precision(settings: TrainSection, device: torch.device) -> AbstractContextMa
 def _optimizer(net: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise RecipeError("no parameter is trainable: all are frozen; take train out or freeze less")
-    keys = ("opt", "lr", "weight_decay", "momentum", "layer_decay")
+    keys = ("opt", "weight_decay", "momentum", "layer_decay")
     try:
         chosen = {key: getattr(settings, key) for key in keys}
-        return create_optimizer_v2(net, **chosen, **settings.opt_kwargs)  # type: ignore[no-any-return]
+        lr_scale = settings.shift.lr_scale if settings.shift is not None else 1.0
+        return optimizer_for(net, settings.lr, lr_scale, {**chosen, **settings.opt_kwargs})
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise RecipeError(f"train.opt '{settings.opt}' with opt_kwargs {settings.opt_kwargs}: {error}") from None
 
@@ -86,6 +87,7 @@ class Learner:
         decay, warmup = settings.model_ema_decay, settings.model_ema_warmup
         self.ema = ModelEmaV3(self.net, decay=decay, use_warmup=warmup) if settings.model_ema else None
         self.parallel: nn.Module = self._parallel()
+        self.offsets = Offsets(self.net, settings.shift, settings.epochs * self.updates_per_epoch, who.world > 1)
         self.mixup, self.loss = self._mixing()
 
     def _synchronised(self, model: nn.Module) -> nn.Module:
@@ -159,6 +161,7 @@ class Learner:
         exact = torch.float32 if self.who.device.type == "mps" else torch.float64
         totals = torch.zeros(3, dtype=exact, device=self.who.device)  # loss, correct, images
         for group in _groups(batches, s.grad_accum_steps):
+            self.offsets.before_update(self.updates)
             for position, batch in enumerate(group):
                 totals += self._backward(batch, position, len(group))
                 seen(totals)
@@ -182,12 +185,13 @@ class Learner:
             with precision(self.settings, self.who.device):
                 logits = self.parallel(images)
                 loss = self.loss(logits, labels)
-            self.scaler.scale(loss / parts).backward(create_graph=self.second_order)
+            self.scaler.scale((loss + self.offsets.penalty()) / parts).backward(create_graph=self.second_order)
         correct = (logits.detach().argmax(1) == targets).sum()
         return torch.stack([loss.detach() * len(targets), correct, torch.full_like(correct, len(targets))])
 
     def _update(self) -> None:
         s = self.settings
+        self.offsets.before_step()
         if s.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.net.parameters(), s.clip_grad, s.clip_mode)
@@ -207,6 +211,7 @@ class Learner:
 
     def finish(self) -> nn.Module | None:
         """Hand the trained weights to the model, and return a copy of it with the averaged ones, where asked for."""
+        self.offsets.after_training()
         if self.net is not self.model:
             self.model.load_state_dict(self.net.state_dict())
         if self.ema is None:

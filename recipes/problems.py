@@ -44,6 +44,8 @@ def _section(parts: Sequence[str | int], data: Any) -> type[data_schema.Section]
     if parts[0] == "data":
         digits = isinstance(data, dict) and data.get("dataset") == "digits"
         return data_schema.DigitsData if digits else data_schema.ImageData
+    if parts[-1] == "shift" and parts[-2:-1] in (["train"], ["pretrain"]):
+        return schema.ShiftSection
     if parts[0] == "compare":
         return schema.VariantSection if len(parts) == 2 else schema.TrainSection
     sections: dict[str, type[data_schema.Section]] = {

@@ -58,6 +58,20 @@ class ModelSection(Section):
         return self
 
 
+class ShiftSection(Section):
+    """``train.shift:`` how the offsets of shift layers learn where to move; they are a parameter group of their own.
+
+    `weight` times the penalty is added to the loss (λ of Eq. 4 in Chen et al. 2019, which tries 0, 1e-4, 4e-4, 5e-4);
+    ``l2`` is half the sum of squares, so its `weight` acts as weight decay, and the optimiser's own leaves offsets
+    alone. From the share `freeze_at` of all updates on, offsets stay; 1 never freezes them.
+    """
+
+    penalty: Literal["l1", "l2"] = "l2"
+    weight: NonNegative = 0.0
+    freeze_at: Share = 0.75
+    lr_scale: Positive = 1.0
+
+
 class TrainSection(Section):
     """``train:`` how to fine-tune, in timm's words.
 
@@ -102,6 +116,7 @@ class TrainSection(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     keep_epochs: tuple[Annotated[int, Field(ge=0)], ...] = ()
     tensorboard: bool = False
+    shift: ShiftSection | None = None
 
     @field_validator("opt")
     @classmethod

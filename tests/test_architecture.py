@@ -15,7 +15,7 @@ FLOORS = {
     1: "skeleton recorder tracing host owncode derived following edit freezing calls residual reduction structure",
     2: "locating units select op ops.space_to_depth ops.spd_windows ops.spd_fold ops.spd_conv ops.spd_pool "
     "ops.widening ops.conv_spd ops.spd ops.drawing ops.shuffle_layers ops.shuffle ops.point_conv ops.gap_fc ops.gap "
-    "ops.shift_kernel ops.shift_layer ops.shift_conv ops.shift_fit ops.shift",
+    "ops.shift_kernel ops.shift_layer ops.shift_conv ops.shift_fit ops.shift ops.offsets",
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
     5: "building manifest storage persistence loading lowering verification verifying "
