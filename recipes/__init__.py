@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recipes.finetuning import Finetuned, finetune
     from recipes.loading import load, parse, shipped
+    from recipes.repeating import Repeated, repeat
     from recipes.running import Run, run
     from recipes.schema import RecipeFile
 
-__all__ = ["Finetuned", "RecipeFile", "Run", "finetune", "load", "parse", "run", "shipped"]
+__all__ = ["Finetuned", "RecipeFile", "Repeated", "Run", "finetune", "load", "parse", "repeat", "run", "shipped"]
 
 _HOME = {
     "Finetuned": "finetuning",
     "RecipeFile": "schema",
+    "Repeated": "repeating",
     "Run": "running",
     "finetune": "finetuning",
     "load": "loading",
     "parse": "loading",
+    "repeat": "repeating",
     "run": "running",
     "shipped": "loading",
 }

@@ -36,6 +36,7 @@ File = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipp
 Out = Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/NAME.")]
 Resume = Annotated[bool, typer.Option(help="Continue what the folder holds, or start over.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0. Default: the recipe's.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, batches and placements. Default: the recipe's.")]
 Quick = Annotated[bool, typer.Option(help="A trial: a few epochs, few images.")]
 
 
@@ -178,32 +179,49 @@ def verify(
 
 
 @command(examples="surgeon train recipe.yaml | torchrun --nproc-per-node 4 -m recipes.cli train recipe.yaml")
-def train(file: File, out: Out = None, resume: Resume = True, device: Device = None, quick: Quick = False) -> None:
+def train(
+    file: File, out: Out = None, resume: Resume = True, device: Device = None, seed: Seed = None, quick: Quick = False
+) -> None:
     """Fine-tune as a recipe says.
 
     Surgery included, analyses left out. Run it again to continue where it was stopped.
     """
-    _run(file, out, resume, device, quick)
+    _run(file, out, resume, device, seed, quick)
 
 
-@command(examples="surgeon run digits_spd | surgeon run my_recipe.yaml --device cuda --out runs/mine")
-def run(file: File, out: Out = None, resume: Resume = True, device: Device = None, quick: Quick = False) -> None:
+@command(examples="surgeon run digits_spd | surgeon run mine.yaml --device cuda | surgeon run digits_gap_fc --seeds 3")
+def run(
+    file: File,
+    out: Out = None,
+    resume: Resume = True,
+    device: Device = None,
+    seed: Seed = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds, and compare over all.")] = 1,
+    quick: Quick = False,
+) -> None:
     """Do all of a recipe.
 
     Model, surgery, fine-tuning, analyses, summary and figure. Run it again to continue where it was stopped.
     """
-    _run(file, out, resume, device, quick)
+    _run(file, out, resume, device, seed, quick, seeds)
 
 
-def _run(file: str, out: Path | None, resume: bool, device: str | None, quick: bool) -> None:
+def _run(
+    file: str, out: Path | None, resume: bool, device: str | None, seed: int | None, quick: bool, seeds: int = 1
+) -> None:
     import recipes
-    from recipes.loading import with_device
+    from recipes.loading import with_device, with_seed
 
     recipe = recipes.load(file)
     recipe = recipe.quick() if quick else recipe
     if device is not None:
         recipe = with_device(recipe, device)
-    recipes.run(recipe, out, resume=resume)
+    if seed is not None:
+        recipe = with_seed(recipe, seed)
+    if seeds > 1:
+        recipes.repeat(recipe, range(seed or 0, (seed or 0) + seeds), out, resume=resume)
+    else:
+        recipes.run(recipe, out, resume=resume)
 
 
 @command(examples="surgeon ops")

@@ -57,6 +57,37 @@ def curves(title: str, rows: Mapping[str, Sequence[Row]], scores: Mapping[str, S
     return figure
 
 
+def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
+    """Draw validation accuracy of every variant over several runs: each run thin, their mean bold.
+
+    Args:
+        title: Of the figure.
+        rows: Variant to the rows of each of its runs.
+
+    Example:
+        >>> line = [{"epoch": 0, "val_accuracy": 0.1}, {"epoch": 1, "val_accuracy": 0.5}]
+        >>> len(paired("two runs", {"a": [line, line]}).axes)
+        2
+    """
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, loss = figure.subplots(1, 2)
+    for position, (name, runs) in enumerate(rows.items()):
+        style: dict[str, Any] = {"color": COLOURS[position % len(COLOURS)]}
+        for axes, key in ((accuracy, "val_accuracy"), (loss, "train_loss")):
+            lines = [[(row["epoch"], row[key]) for row in run if key in row] for run in runs]
+            for line in filter(None, lines):
+                axes.plot(*zip(*line, strict=True), linewidth=0.6, alpha=0.45, **style)
+            together = [points for points in zip(*lines, strict=False) if points]
+            mean = [sum(value for _, value in points) / len(points) for points in together]
+            axes.plot([points[0][0] for points in together], mean, linewidth=1.8, label=name, **style)
+    _label(accuracy, "validation accuracy", f"thin: each of {max(map(len, rows.values()))} seeds; bold: their mean")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _label(loss, "training loss", "")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def _label(axes: Any, what: str, note: str) -> None:
     axes.set_xlabel("epoch of fine-tuning" + (f"\n{note}" if note else ""))
     axes.set_ylabel(what)

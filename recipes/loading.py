@@ -212,3 +212,21 @@ def with_device(recipe: RecipeFile, device: str) -> RecipeFile:
     for section in (content[key] for key in ("pretrain", "train") if content[key]):
         section["device"] = device
     return parse(content, "--device")
+
+
+def with_seed(recipe: RecipeFile, seed: int) -> RecipeFile:
+    """Return a recipe whose weights, batches and placements follow another seed, the same in every variant.
+
+    Raises:
+        RecipeError: When it is no seed.
+
+    Example:
+        >>> with_seed(load("digits_spd"), 3).train.seed
+        3
+    """
+    content = recipe.model_dump()
+    for entry in content["compare"].values():
+        entry["train"].pop("seed", None)
+    for section in (content[key] for key in ("pretrain", "train") if content[key]):
+        section["seed"] = seed
+    return parse(content, "--seed")

@@ -19,7 +19,7 @@ FLOORS = {
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
     5: "building manifest storage persistence loading lowering verification verifying "
-    "reference_nets reference_nets.digits",
+    "reference_nets reference_nets.digits reference_nets.digits_vgg",
 }
 FLOOR = {f"surgeon.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 ORDER = ("surgeon", "analysis", "recipes")

@@ -9,6 +9,7 @@ from torch import nn
 
 import surgeon
 from recipes.summary import macs_of
+from surgeon.units import unit_paths
 
 NAMES = ("digits_convnet", "digits_convnet_nobn")
 
@@ -52,3 +53,24 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
+
+
+def test_the_small_vgg() -> None:
+    model = timm.create_model("digits_vgg16").eval()
+    sites = surgeon.locate(model)
+    assert len(unit_paths(model, sites)) == sites.count("spatial_conv") == 13 and sites.count("strided_pool") == 5
+    assert sum(parameter.numel() for parameter in model.parameters()) == 71_874
+    images = torch.randn(2, 1, 32, 32)
+    features = model.forward_features(images)
+    assert features.shape == (2, 32, 1, 1) and torch.equal(model.forward_head(features), model(images))
+    model.reset_classifier(3)
+    assert model(images).shape == (2, 3)
+    layers = timm.create_model("digits_vgg16", features_only=True)
+    for part, info in zip(layers(images), layers.feature_info.info, strict=True):
+        assert part.shape[1] == info["num_chs"] and part.shape[2] == 32 // info["reduction"]
+
+
+@pytest.mark.parametrize(("last", "params"), [("31%", 39_106), ("54%", 20_162)])
+def test_shares_of_the_small_vgg(last: str, params: int) -> None:
+    record = surgeon.plan(timm.create_model("digits_vgg16"), {"gap_fc": {}, "select": {"last": last}})
+    assert record.params[1] == params
