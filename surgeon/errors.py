@@ -34,3 +34,7 @@ class RecipeError(SurgeonError):
 
 class LoadError(SurgeonError):
     """A saved folder is damaged, or does not fit the model."""
+
+
+class AnalysisError(SurgeonError):
+    """An analysis has nothing to look at, or was asked for something the model has not."""

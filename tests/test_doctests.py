@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import analysis
 import recipes
 import surgeon
 
 MODULES = sorted(
     name
-    for package in (surgeon, recipes)
+    for package in (surgeon, analysis, recipes)
     for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgeon.errors import RecipeError
 from surgeon.ops.shift_conv import ShiftConv2d
 from surgeon.ops.shift_layer import SparseShift2d
+from surgeon.units import count_of
 
 Penalty = Literal["l1", "l2"]
 
@@ -136,3 +137,36 @@ def shift_share(model: nn.Module) -> float | None:
     """
     counts = [(layer.rounded == 0).all(0) for _, layer in shift_layers(model)]
     return float(torch.cat([c.cpu() for c in counts]).double().mean()) if counts else None
+
+
+def remove_shifts(model: nn.Module, count: int | str) -> list[str]:
+    """Let the shift layers with the fewest shifts move nothing any more, in place, and freeze their offsets.
+
+    Args:
+        model: With shift layers.
+        count: How many, or a share of them such as ``"50%"``.
+
+    Returns:
+        Their paths, the least important first: by the share of channels that did not move, then in order of name.
+
+    Raises:
+        RecipeError: When ``count`` is no number of layers from 1 to all.
+
+    Example:
+        >>> net = nn.Sequential(SparseShift2d(9), SparseShift2d(9, init="zeros"), SparseShift2d(9))
+        >>> remove_shifts(net, 2), net[0].sparsity
+        (['1', '0'], 1.0)
+
+    References:
+        Chen et al., All You Need is a Few Shifts, CVPR 2019, section 5.3, Table 3 (there followed by no training).
+    """
+    layers = dict(shift_layers(model))
+    order = sorted(layers, key=lambda path: -layers[path].sparsity)[: count_of(count, len(layers), "count")]
+    for path in order:
+        offset = layers[path].offset
+        with torch.no_grad():
+            offset.zero_()
+        if isinstance(offset, nn.Parameter):
+            offset.requires_grad_(False)
+            offset.grad = None
+    return order
