@@ -133,9 +133,11 @@ def rewritten(model: nn.Module) -> list[surgeon.Change]:
 
 
 def operate(model: nn.Module, recipe: Any, size: Any = None) -> nn.Module:
-    """Apply; where every site is refused the untouched model comes back."""
+    """Apply; where there is no site, or every one is refused, the untouched model comes back."""
     try:
         return surgeon.apply(model, recipe, size)
+    except surgeon.NoSiteError:
+        return model
     except surgeon.RefusedError as error:
         assert "refuses all" in str(error), error
         return model

@@ -1,4 +1,4 @@
-"""Every op keeps the ten contracts on every model of the table; a new op is one line in ``OPS``."""
+"""Every op keeps the ten contracts on every model of the table; an op without a line in ``OPS`` runs as it is."""
 
 import copy
 from dataclasses import dataclass
@@ -19,8 +19,14 @@ from tests.zoo import FAMILIES, TINY, Entry, PlainNet
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe; ``exact``: it starts as the same function; ``learns``: it brings parameters;
-    ``modes``: modes and ``requires_grad`` stay."""
+    """A recipe and what it promises.
+
+    Args:
+        recipe: As ``apply`` takes it.
+        exact: It starts as the same function.
+        learns: It brings parameters.
+        modes: Modes and ``requires_grad`` stay.
+    """
 
     recipe: Any
     exact: bool = True
@@ -47,6 +53,9 @@ OPS = {
     "shift active": Case({"shift": {"mode": "active", "init": "fresh"}}, exact=False),
     "shift grouped": Case({"shift": {"mode": "grouped"}}, exact=False),
 }
+for name in surgeon.list_ops():
+    if not any(name == case.recipe or name in case.recipe for case in OPS.values()):
+        OPS[name] = Case(name, exact=surgeon.get_op(name)().exact, learns=False)
 EXACT = {name: case for name, case in OPS.items() if case.exact}
 MAIN = {name: OPS[name] for name in ("spd", "conv-spd", "spatial_shuffle")}
 
