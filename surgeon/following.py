@@ -26,8 +26,11 @@ def follow(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
 
 
 def _join(new: nn.Module, near: Tensor) -> None:
-    """Move fresh floating-point parameters to the device and dtype of ``near`` (``Module.to`` refuses fake ones)."""
+    """Move fresh floating-point tensors to the device and dtype of ``near`` (``Module.to`` refuses fake parameters)."""
     for module in new.modules():
+        for name, b in module._buffers.items():
+            if b is not None and b.is_floating_point():
+                module._buffers[name] = b.to(near.device, near.dtype)
         for name, p in module._parameters.items():
             if p is not None and p.is_floating_point() and (p.device != near.device or p.dtype != near.dtype):
                 module._parameters[name] = nn.Parameter(p.detach().to(near.device, near.dtype), p.requires_grad)

@@ -52,6 +52,8 @@ OPS = {
     "shift": Case("shift", exact=False),
     "shift active": Case({"shift": {"mode": "active", "init": "fresh"}}, exact=False),
     "shift grouped": Case({"shift": {"mode": "grouped"}}, exact=False),
+    "blurpool": Case("blurpool", exact=False, learns=False),
+    "blurpool of all": Case({"blurpool": {"stem": "blur", "patchify": "blur"}}, exact=False, learns=False),
 }
 for name in surgeon.list_ops():
     if not any(name == case.recipe or name in case.recipe for case in OPS.values()):
