@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
-Moves = tuple[tuple[int, Size], ...]  # channel, (vertical, horizontal)
 
 
 def round_half_away(offset: Tensor) -> Tensor:
@@ -139,26 +138,59 @@ class _SparseShift(torch.autograd.Function):
 
 def _offset_gradient(x: Tensor, offset: Tensor, grad: Tensor) -> Tensor:
     """Eq. 6: what each of the four neighbours correlates with ``grad``, differenced along one axis at a time."""
-    channels, whole = x.shape[1], offset.floor()
-    near = integer_shift(x, whole, (grad.shape[2] + 1, grad.shape[3] + 1))
-    # the weight gradient of a depthwise 2x2 conv: sum over n, i, j of grad * neighbour
-    weights = (channels, 1, 2, 2)
-    found = torch.nn.grad.conv2d_weight(near, weights, grad.to(near.dtype), groups=channels)  # type: ignore[arg-type]
-    (top_left, top_right), (low_left, low_right) = found[:, 0].to(offset.dtype).permute(1, 2, 0)
+    whole = offset.floor()
+    found = _neighbours(x, whole, grad.to(x.dtype)).to(offset.dtype)
+    (top_left, top_right), (low_left, low_right) = found.permute(1, 2, 0)
     down, right = offset - whole
     vertical = (1 - right) * (low_left - top_left) + right * (low_right - top_right)
     horizontal = (1 - down) * (top_right - top_left) + down * (low_right - low_left)
     return torch.stack([vertical, horizontal])
 
 
+def _neighbours(x: Tensor, whole: Tensor, grad: Tensor) -> Tensor:
+    """Sums over n, i, j of ``grad`` times each of the four neighbours, (C, 2, 2).
+
+    They are weight gradients of depthwise convs. Those of a 3x3 conv hold all four for offsets within a pixel, so that
+    nothing has to be moved; where values may be looked at, only channels further out are.
+    """
+    if not _plain(x) or grad.shape[2:] != x.shape[2:]:
+        return _far_neighbours(x, whole, grad)
+    far = (whole.clamp(-1, 0) != whole).any(0).nonzero()[:, 0]
+    if 2 * len(far) > x.shape[1]:
+        return _far_neighbours(x, whole, grad)
+    window = _kernel_gradient(x, grad, 3, 1)
+    row, column = whole.clamp(-1, 0).long() + 1
+    channel = torch.arange(x.shape[1], device="cpu")
+    taps = [window[channel, row + i, column + j] for i in (0, 1) for j in (0, 1)]
+    found = torch.stack(taps, 1).view(-1, 2, 2)
+    if len(far):
+        found[far] = _far_neighbours(x.index_select(1, far), whole[:, far], grad.index_select(1, far))
+    return found
+
+
+def _far_neighbours(x: Tensor, whole: Tensor, grad: Tensor) -> Tensor:
+    near = integer_shift(x, whole, (grad.shape[2] + 1, grad.shape[3] + 1))
+    return _kernel_gradient(near, grad, 2, 0)
+
+
+def _kernel_gradient(x: Tensor, grad: Tensor, size: int, padding: int) -> Tensor:
+    shape, channels = (x.shape[1], 1, size, size), x.shape[1]
+    found = torch.nn.grad.conv2d_weight(x, shape, grad, padding=padding, groups=channels)  # type: ignore[arg-type]
+    return found[:, 0]
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether values may be looked at without cost: an eager tensor on the CPU."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return not traced and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+
+
 def _move(x: Tensor, offset: Tensor, size: Size) -> Tensor:
     """Choose how to move: by whole rows where values may be looked at and copying is what costs, else by index."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
-    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
-    if traced or not plain or 0 in (x.numel(), *size) or size[1] > min(x.shape[3] + 1, x.numel()):
+    if not _plain(x) or 0 in (x.numel(), *size) or size[1] > min(x.shape[3] + 1, x.numel()):
         return _by_index(x, offset.long(), size)
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    y = _by_rows(x.contiguous(), offset.long(), size)
+    y = _by_rows(x.detach().contiguous(), offset.detach().long().contiguous(), size)
     return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
@@ -175,68 +207,70 @@ def _by_index(x: Tensor, offset: Tensor, size: Size) -> Tensor:
 
 def _by_rows(x: Tensor, offset: Tensor, size: Size) -> Tensor:
     """Copy whole rows; where few channels move, the others are copied as one block."""
-    across, down = offset[1].tolist(), offset[0].tolist()
-    moving = [c for c, (a, b) in enumerate(zip(down, across, strict=True)) if a or b]
-    if x.shape[2:] != size or 5 * len(moving) > len(down):
-        return _plan(tuple(enumerate(zip(down, across, strict=True))), tuple(x.shape[1:]), size).read(x)
+    plan = _plan(offset.numpy().tobytes(), (x.shape[1], x.shape[2], x.shape[3]), size)
+    if plan.moving is None:
+        return plan.read(x)
     y = x.clone()
-    if not moving:
-        return y
-    plan = _plan(tuple((c, (down[c], across[c])) for c in moving), tuple(x.shape[1:]), size)
-    return y.index_copy_(1, torch.tensor(moving, device="cpu"), plan.read(x))
+    return y.index_copy_(1, plan.moving, plan.read(x)) if len(plan.moving) else y
 
 
 @dataclass(frozen=True)
 class _Plan:
     """Which rows to copy: row i of channel c starts ``i + a`` rows and ``b`` values into its plane.
 
-    Such a row may run over into its neighbours; what does not belong to it is set to zero afterwards.
+    Such a row may run over into its neighbours; what does not belong to it is set to zero afterwards. Either end of the
+    memory may cut one short: those planes are moved by themselves.
     """
 
-    moves: Moves
-    shape: tuple[int, int, int]
     size: Size
-    start: Tensor  # (chosen, height), in an image
+    start: Tensor  # of the rows read, in an image
     clear: list[tuple[int, slice, Tensor]]  # axis, where, which of it
+    moving: Tensor | None  # the channels read; None reads all
+    first: Tensor | None  # offset of the first plane, where its first row is cut short
+    last: Tensor | None
 
     def read(self, x: Tensor) -> Tensor:
-        """Copy (N, C, H, W) -> (N, chosen, height, width); ``x`` is contiguous."""
-        images, (height, width), last = x.shape[0], self.size, x.numel() - self.size[1]
-        image = torch.arange(0, x.numel(), x.numel() // images, device="cpu").to(self.start.dtype)
-        start = (image[:, None] + self.start.view(-1)).clamp_(0, last).view(-1)
-        y = x.as_strided((last + 1, width), (1, 1)).index_select(0, start).view(images, -1, height, width)
+        """Copy (N, C, H, W) -> (N, channels read, height, width); ``x`` is contiguous."""
+        images, (height, width), end = x.shape[0], self.size, x.numel() - self.size[1]
+        image = torch.arange(0, x.numel(), x.numel() // images, device="cpu")
+        start = (image[:, None] + self.start).clamp_(0, end).view(-1)
+        y = x.as_strided((end + 1, width), (1, 1)).index_select(0, start).view(images, -1, height, width)
         for axis, part, outside in self.clear:
             (y[:, :, part] if axis == 2 else y[:, :, :, part]).masked_fill_(outside, 0)
-        (first, (_, early)), (final, (_, late)) = self.moves[0], self.moves[-1]
-        if first == 0 and early < 0:  # either end of the memory cuts a row short
-            y[0, 0] = self._alone(x[0, 0], 0)
-        if final == self.shape[0] - 1 and late + width > self.shape[2]:
-            y[-1, -1] = self._alone(x[-1, -1], -1)
+        for at, offset in ((0, self.first), (-1, self.last)):
+            if offset is not None:
+                y[at, at] = _by_index(x[at, at][None, None], offset[:, None], self.size)[0, 0]
         return y
-
-    def _alone(self, plane: Tensor, at: int) -> Tensor:
-        offset = torch.tensor(self.moves[at][1], device="cpu")[:, None]
-        return _by_index(plane[None, None], offset, self.size)[0, 0]
 
 
 @lru_cache(maxsize=128)
-def _plan(moves: Moves, shape: tuple[int, int, int], size: Size) -> _Plan:
+def _plan(offsets: bytes, shape: tuple[int, int, int], size: Size) -> _Plan:
     """Kept for the next call: offsets change seldom once they are rounded."""
+    (channels, high, wide), (height, width) = shape, size
     with torch.inference_mode(False):
-        channel, offset = (torch.tensor(part, device="cpu") for part in zip(*moves, strict=True))
-        row = torch.arange(size[0], device="cpu") + offset[:, :1]  # (chosen, height)
-        column = torch.arange(size[1], device="cpu") + offset[:, 1:]  # (chosen, width)
-        start = (channel[:, None] * shape[1] + row) * shape[2] + offset[:, 1:]
-        clear = [(2, part, bad[:, :, None]) for part, bad in _outside(row, shape[1])]
-        clear += [(3, part, bad[:, None, :]) for part, bad in _outside(column, shape[2])]
-        return _Plan(moves, shape, size, start, clear)
+        offset = torch.frombuffer(bytearray(offsets), dtype=torch.int64).view(2, channels)
+        moving = offset.any(0).nonzero()[:, 0]
+        whole = (high, wide) != size or 5 * len(moving) > channels
+        chosen = torch.arange(channels, device="cpu") if whole else moving
+        down, across = offset[:, chosen, None]  # (chosen, 1)
+        row, column = torch.arange(height, device="cpu") + down, torch.arange(width, device="cpu") + across
+        start = ((chosen[:, None] * high + row) * wide + across).view(-1)
+        clear = [(2, part, bad[:, :, None]) for part, bad in _outside(row, high)]
+        clear += [(3, part, bad[:, None, :]) for part, bad in _outside(column, wide)]
+        ends = {int(c) for c in chosen}
+        first = offset[:, 0] if 0 in ends and offset[1, 0] < 0 else None
+        last = offset[:, -1] if channels - 1 in ends and offset[1, -1] + width > wide else None
+        return _Plan(size, start, clear, None if whole else moving, first, last)
 
 
 def _outside(position: Tensor, length: int) -> Iterator[tuple[slice, Tensor]]:
     """The positions at either end, (chosen, positions), that lie outside an input of so many."""
     bad, count = (position < 0) | (position >= length), position.shape[1]
-    before = min(max(-int(position[:, 0].min()), 0), count)
-    behind = min(max(int(position[:, -1].max()) - length + 1, 0), count)
-    for part in (slice(0, before), slice(count - behind, count)):
-        if part.stop > part.start:
-            yield part, bad[:, part].contiguous()
+    if len(bad):
+        before = min(max(-int(position[:, 0].min()), 0), count)
+        behind = min(max(int(position[:, -1].max()) - length + 1, 0), count)
+        yield from ((p, bad[:, p].contiguous()) for p in (slice(0, before), slice(count - behind, count)) if _some(p))
+
+
+def _some(part: slice) -> bool:
+    return bool(part.stop > part.start)
