@@ -1,5 +1,6 @@
 """The ops. To add one: write ``surgeon/ops/<name>.py``, add a line here; the contract tests find it by themselves."""
 
+from surgeon.ops import aps as aps
 from surgeon.ops import blurpool as blurpool
 from surgeon.ops import gap as gap
 from surgeon.ops import gap_fc as gap_fc
