@@ -59,8 +59,8 @@ class APS(AbstractOp):
     Args:
         norm: By which components are compared, over all channels and positions of an image: 1, 2 or "inf".
         padding: "keep", or "circular": every conv and pool selected pads around instead of with zeros. Then the logits
-            of a convolutional model with global average pooling are exactly the same for every circular shift of an image
-            whose height and width the model's total stride divides; with "keep", only away from the borders.
+            of a convolutional model with global average pooling are the same for every circular shift of an image whose
+            height and width the model's total stride divides. With "keep" that holds away from the borders only.
 
     Raises:
         RecipeError: When a setting has no such value.
@@ -206,7 +206,7 @@ def _others(path: str, members: Sequence[str], held: dict[str, Refused | Unchang
     """Why the others of a group keep one of it from being rewritten."""
     for other in members:
         if other != path and other not in held:
-            return Refused(f"must take the positions '{other}' takes, whose output meets its own; select both")
+            return Refused(f"must take the positions '{other}' takes, whose output it meets; select both")
         if other != path and (what := held[other]) is not None:
             return Refused(
                 f"must take the positions '{other}' takes, whose output meets its own, and that one {what.reason}"

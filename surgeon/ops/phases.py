@@ -1,7 +1,7 @@
 """Which strided layers must take the same component: those whose outputs meet, in an addition or a concatenation.
 
-Kept apart from ``aps`` because it is a walk over the recorded graph: every map is followed with the strided sites it has
-come through; where two maps meet, theirs are the same ones, place by place. A residual shortcut is the usual case;
+Kept apart from ``aps`` because it is a walk over the recorded graph: every map is followed with the strided sites it
+has come through; where two maps meet, theirs are the same ones, place by place. A residual shortcut is the usual case;
 branches of an Inception or RepVGG block are found alike.
 """
 
@@ -16,7 +16,7 @@ from surgeon.locating import function_path
 from surgeon.site import Pair, Site
 from surgeon.tracing import Trace
 
-Lineage = tuple[str, ...]
+Lineage = tuple[fx.Node, ...]  # the strided calls a map has come through
 STRIDED = ("strided_conv", "strided_pool")
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 SLIDING_CALLS = ("conv2d", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "pad", "getitem")
@@ -55,7 +55,7 @@ class Groups:
             path = _path(node)
             if path in self.strides:
                 self.first.setdefault(path, order)
-                met = (*(met or ()), path)
+                met = (*(met or ()), node)
             elif not before and node.op == "placeholder":
                 met = ()
             lineages[node] = met
@@ -67,13 +67,19 @@ class Groups:
         first = lineages[0]
         for other in lineages[1:]:
             for a, b in zip(first, other, strict=False):
-                if self.strides[a] == self.strides[b]:
-                    self.parent[self._root(a)] = self._root(b)
-                else:
-                    self.at_odds |= {a: f"strides {self.strides[b]} at '{b}'", b: f"strides {self.strides[a]} at '{a}'"}
-            for path in (*first[len(other) :], *other[len(first) :]):
-                self.at_odds.setdefault(path, "came there with fewer strided layers")
+                if a is not b:
+                    self._join(_path(a), _path(b))
+            for node in (*first[len(other) :], *other[len(first) :]):
+                self.at_odds.setdefault(_path(node), "came there with fewer strided layers")
         return first
+
+    def _join(self, a: str, b: str) -> None:
+        if a == b:
+            self.at_odds[a] = "comes from another call of the same layer"
+        elif self.strides[a] != self.strides[b]:
+            self.at_odds |= {a: f"strides {self.strides[b]} at '{b}'", b: f"strides {self.strides[a]} at '{a}'"}
+        else:
+            self.parent[self._root(a)] = self._root(b)
 
 
 def _path(node: fx.Node) -> str:

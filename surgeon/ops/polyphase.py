@@ -44,8 +44,8 @@ class Choice:
         """
         if self.index is None:
             raise SurgeonError(
-                f"an APS layer follows another one that has not run: of {self.readers} that follow, {self.left} are left; "
-                "run the model as a whole, in one thread, or exclude this layer and those it is added to"
+                "an APS layer takes the positions another one chooses, which has not run before it in this forward "
+                f"({self.readers} follow that one); run the model as a whole, in one thread, or apply 'aps' without it"
             )
         index, self.left = self.index, self.left - 1
         if self.left == 0:
@@ -65,13 +65,25 @@ def components(x: Tensor, stride: Pair) -> Tensor:
     return x.permute(0, 3, 5, 1, 2, 4).reshape(n, sh * sw, c, h // sh, w // sw)
 
 
-def norms(parts: Tensor, order: Order) -> Tensor:
-    """The norm of each component (N, S, C, H, W) -> (N, S), up to what grows with it; at least in float32."""
+def largest(parts: Tensor, order: Order) -> Tensor:
+    """Which of the components (N, S, C, H, W) has the largest norm, (N,); at least in float32.
+
+    Maxima are often equal, behind a max pool always: "inf" then goes by the sum of squares.
+
+    Example:
+        >>> parts = torch.tensor([[1.0, 3.0], [3.0, 2.0], [2.5, 2.5]]).view(1, 3, 1, 1, 2)
+        >>> [int(largest(parts, order)) for order in (1, 2, "inf")]
+        [1, 1, 1]
+    """
     flat = parts.detach().flatten(2)
     flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    if order == 1:
+        return flat.abs().sum(2).argmax(1)
+    squares = flat.square().sum(2)
     if order == "inf":
-        return flat.abs().amax(2)
-    return flat.abs().sum(2) if order == 1 else flat.square().sum(2)
+        highest = flat.abs().amax(2)
+        squares = torch.where(highest == highest.amax(1, keepdim=True), squares, -1.0)
+    return squares.argmax(1)
 
 
 class Polyphase2d(nn.Module):
@@ -101,7 +113,7 @@ class Polyphase2d(nn.Module):
         ([[[[5.0, 0.0], [0.0, 0.0]]]], [[[[0.0, 5.0], [0.0, 0.0]]]])
 
     Source:
-        Section 3.2. Deviations: any stride, any size.
+        Section 3.2. Deviations: any stride, any size; ties of the largest value are broken.
     """
 
     def __init__(self, stride: Pair, order: Order = 2, choice: Choice | None = None, leads: bool = True) -> None:
@@ -122,7 +134,7 @@ class Polyphase2d(nn.Module):
     def _index(self, parts: Tensor) -> Tensor:
         if self.choice is not None and not self.leads:
             return self.choice.read()
-        index = norms(parts, self.order).argmax(1)
+        index = largest(parts, self.order)
         if self.choice is not None:
             self.choice.leave(index)
         return index
@@ -148,7 +160,7 @@ class APSPool2d(nn.Module):
     Example:
         >>> pool = nn.MaxPool2d(3, stride=2, padding=1)
         >>> x = torch.rand(2, 4, 8, 6)
-        >>> y, z = (APSPool2d(pool, Polyphase2d((2, 2)), circular=True)(x.roll(n, (2, 3))) for n in (0, 1))
+        >>> y, z = (APSPool2d(pool, Polyphase2d((2, 2)), circular=True)(x.roll((n, n), (2, 3))) for n in (0, 1))
         >>> y.shape == pool(x).shape, bool((y.sum((2, 3)) - z.sum((2, 3))).abs().max() < 1e-5)
         (True, True)
     """
