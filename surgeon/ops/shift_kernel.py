@@ -48,6 +48,8 @@ def integer_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tensor
                   [3., 0.]]]])
     """
     height, width = size or (x.shape[2], x.shape[3])
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _move(x, offset, (height, width))
     return cast(Tensor, _IntegerShift.apply(x, offset.detach(), height, width))  # type: ignore[no-untyped-call]
 
 
@@ -126,7 +128,7 @@ class _SparseShift(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(inputs[0], inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -155,14 +157,14 @@ def _neighbours(x: Tensor, whole: Tensor, grad: Tensor) -> Tensor:
     """
     if not _plain(x) or grad.shape[2:] != x.shape[2:]:
         return _far_neighbours(x, whole, grad)
-    far = (whole.clamp(-1, 0) != whole).any(0).nonzero()[:, 0]
+    inside = whole.clamp(-1, 0)
+    far = (inside != whole).any(0).nonzero()[:, 0]
     if 2 * len(far) > x.shape[1]:
         return _far_neighbours(x, whole, grad)
-    window = _kernel_gradient(x, grad, 3, 1)
-    row, column = whole.clamp(-1, 0).long() + 1
-    channel = torch.arange(x.shape[1], device="cpu")
-    taps = [window[channel, row + i, column + j] for i in (0, 1) for j in (0, 1)]
-    found = torch.stack(taps, 1).view(-1, 2, 2)
+    window = _kernel_gradient(x, grad, 3, 1).view(-1, 9)
+    row, column = inside.long()
+    first = 3 * row + column + 4  # of the four taps, in the window of nine
+    found = window.gather(1, first[:, None] + torch.tensor([0, 1, 3, 4], device="cpu")).view(-1, 2, 2)
     if len(far):
         found[far] = _far_neighbours(x.index_select(1, far), whole[:, far], grad.index_select(1, far))
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-from tests.benchmarks import bench_apply, bench_locate, bench_spd_layers
+from tests.benchmarks import bench_apply, bench_locate, bench_shift, bench_shuffle, bench_spd_layers
 from tests.benchmarks.measuring import table
 from tests.matrix.measure import timm_names
 
@@ -40,6 +40,20 @@ after training), "slice and concatenate" the form the papers print, "lowered" wh
 strided conv with a larger kernel.
 
 {layers}
+
+## The sparse shift layer against the depthwise 3x3 conv
+
+One thread, batch {batch}, float32. "stay" are channels whose offsets round to zero. A training step of a layer whose
+offsets learn computes their gradient too; frozen ones, as in the last part of a training, move only. Freed memory was
+kept in the process (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else large maps measure page faults, of both layers.
+
+{shifts}
+
+## The shuffles against a copy
+
+One thread on the CPU, batch 64, float32. One draw serves the whole batch: its share falls as the batch grows.
+
+{shuffles}
 """
 
 
@@ -51,7 +65,7 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    """Run all three."""
+    """Run them all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     device = parser.parse_args().device
@@ -60,6 +74,8 @@ def main() -> None:
     torch.set_num_threads(1)
     batch = 64 if device == "cuda" else 4
     layers = table(bench_spd_layers.measure(device, batch=batch), bench_spd_layers.COLUMNS)
+    shifts = table(bench_shift.measure(device, batch), bench_shift.COLUMNS)
+    shuffles = table(bench_shuffle.measure(device, 64), bench_shuffle.COLUMNS)
     located = bench_locate.summary(bench_locate.measure(timm_names()))
     text = TEXT.format(
         date=datetime.date.today().isoformat(),
@@ -71,6 +87,8 @@ def main() -> None:
         apply=applied,
         locate=located,
         layers=layers,
+        shifts=shifts,
+        shuffles=shuffles,
     )
     PAGE.write_text(text, encoding="utf-8")
 
