@@ -80,10 +80,14 @@ def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
                 axes.plot(*zip(*line, strict=True), linewidth=0.6, alpha=0.45, **style)
             together = [points for points in zip(*lines, strict=False) if points]
             mean = [sum(value for _, value in points) / len(points) for points in together]
-            axes.plot([points[0][0] for points in together], mean, linewidth=1.8, label=name, **style)
+            broken = ("-", "--", ":")[position % 3]  # lines that coincide stay visible
+            axes.plot([points[0][0] for points in together], mean, linewidth=1.8, linestyle=broken, label=name, **style)
     _label(accuracy, "validation accuracy", f"thin: each of {max(map(len, rows.values()))} seeds; bold: their mean")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     _label(loss, "training loss", "")
+    for axes in (accuracy, loss):
+        axes.get_legend().remove()
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -16,27 +16,39 @@ from surgeon.ops.drawing import Drawing, When, unreal
 
 
 class _Permute(torch.autograd.Function):
-    """``x[..., order]`` per channel; its gradient is the inverse permutation, which is again a gather."""
+    """``x[:, order]`` for a permutation; its gradient is the inverse permutation, which is a gather again."""
 
     @staticmethod
-    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        return x.gather(-1, order.expand_as(x))
+    def forward(x: Tensor, order: Tensor) -> Tensor:
+        return x.index_select(1, order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1], inputs[2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _Permute.apply(gradients[0], inverse, order), None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        return _Permute.apply(gradients[0], inverse), None  # type: ignore[no-untyped-call]
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
-    """Permute the last axis of ``x`` (..., L) by ``order``, which broadcasts to it; gradients flow back through it."""
-    inverse = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).expand_as(order))
-    y: Tensor = _Permute.apply(x, order.to(x.device), inverse.to(x.device))  # type: ignore[no-untyped-call]
-    return y
+    """Permute the positions of each channel: one gather, and one for the gradient.
+
+    Args:
+        x: (N, C, L).
+        order: (C, L), a permutation of L positions per channel, on the CPU.
+
+    Example:
+        >>> permute(torch.tensor([[[10.0, 20.0, 30.0]]]), torch.tensor([[2, 0, 1]])).tolist()
+        [[[30.0, 10.0, 20.0]]]
+    """
+    channels, length = order.shape
+    flat = (order + torch.arange(channels)[:, None] * length).flatten().to(x.device)
+    y: Tensor = _Permute.apply(x.flatten(1), flat)  # type: ignore[no-untyped-call]
+    return y.view(x.shape)
 
 
 def draw_positions(channels: int, height: int, width: int, patch: int | None, generator: torch.Generator) -> Tensor:
@@ -133,7 +145,8 @@ class ChannelShuffle2d(Drawing):
         if unreal(x):
             return x.clone()
         order = torch.rand(x.shape[1], generator=self.generator(), dtype=torch.float64).argsort()
-        return x.index_select(1, order.to(x.device))
+        y: Tensor = _Permute.apply(x, order.to(x.device))  # type: ignore[no-untyped-call]
+        return y
 
 
 for layer in (SpatialShuffle2d, ChannelShuffle2d):

@@ -19,7 +19,7 @@ HEAD = ("# purpose: ", "# command: surgeon run ", "# paper: ", "# expected: ")
 
 def test_all_are_found() -> None:
     files = sorted(ZOO.rglob("*.yaml"))
-    assert len(files) == len(shipped()) == 6
+    assert len(files) == len(shipped()) == 7
     assert all(path.stem in shipped() for path in files)
 
 
