@@ -75,8 +75,9 @@ class APS(AbstractOp):
         True
 
     Source:
-        Section 3; section 3.4 for shortcuts. Deviations: any stride and size, any branches that meet, and the selection
-        stands directly behind the conv, so that norm and activation cost what they did.
+        The paper's adaptive polyphase sampling, with its rule that a shortcut takes the indices of its block.
+        Deviations: any stride and size, any branches that meet, and the selection stands directly behind the conv, so
+        that norm and activation cost what they did.
     """
 
     name: ClassVar[str] = "aps"

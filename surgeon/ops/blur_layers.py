@@ -1,6 +1,6 @@
 """The layers of ``blurpool``: a blur that subsamples, alone or behind a max pool of stride 1.
 
-Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, arXiv:1904.11486, sections 3.2 and 3.3.
+Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019, arXiv:1904.11486, section 3.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The layers of ``aps``: of the s*s ways to take every s-th position, the one of the largest norm.
 
-Chaman and Dokmanic, Truly shift-invariant convolutional neural networks, CVPR 2021, arXiv:2011.14214, section 3.
+Chaman and Dokmanic, Truly shift-invariant convolutional neural networks, CVPR 2021, arXiv:2011.14214.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Polyphase2d(nn.Module):
         ([[[[5.0, 0.0], [0.0, 0.0]]]], [[[[0.0, 5.0], [0.0, 0.0]]]])
 
     Source:
-        Section 3.2. Deviations: any stride, any size; ties of the largest value are broken.
+        The paper's adaptive polyphase sampling. Deviations: any stride, any size; ties of the largest value are broken.
     """
 
     def __init__(self, stride: Pair, order: Order = 2, choice: Choice | None = None, leads: bool = True) -> None:

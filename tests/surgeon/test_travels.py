@@ -22,6 +22,7 @@ RECIPES = {
     "spd": "spd",
     "conv-spd": {"spd": {"order": "conv-spd"}},
     "before the norm": {"spd": {"order": "conv-spd", "before": "norm"}},
+    "aps": {"aps": {"padding": "circular"}},
 }
 NETS = {"timm": lambda: timm.create_model("test_resnet", num_classes=10), "plain": PlainNet}
 

@@ -60,6 +60,18 @@ def test_a_shortcut_that_chooses_by_itself_breaks_it() -> None:
     assert worst(model) > 1e-3
 
 
+INVARIANT = (
+    "resnet50 mobilenetv3_small_050 mobilenetv2_050 convnext_atto regnetx_002 densenet121 nf_regnet_b0 repvgg_a0"
+)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", [*INVARIANT.split(), "ghostnet_050", "resnet18d", "resnetv2_50"])
+def test_families_are_invariant(name: str) -> None:
+    before = stir(timm.create_model(name, num_classes=10).double().eval())
+    assert worst(surgeon.apply(copy.deepcopy(before), CIRCULAR, 64)) < 1e-10 < 1e-4 < worst(before)
+
+
 class Block(nn.Module):
     """A strided block of some kind between a stem and a pool."""
 
