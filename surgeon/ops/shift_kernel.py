@@ -89,7 +89,10 @@ def bilinear_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tenso
     """
     height, width = size or (x.shape[2], x.shape[3])
     near = integer_shift(x, offset.detach().floor(), (height + 1, width + 1))
-    return torch.nn.functional.conv2d(near, bilinear_weights(offset).to(x.dtype), groups=x.shape[1])
+    near = _exact(near)
+    with torch.autocast(x.device.type, enabled=False):
+        y = torch.nn.functional.conv2d(near, bilinear_weights(offset).to(near.dtype), groups=x.shape[1])
+    return y.to(x.dtype)
 
 
 def bilinear_weights(offset: Tensor) -> Tensor:
@@ -141,6 +144,7 @@ class _SparseShift(torch.autograd.Function):
 def _offset_gradient(x: Tensor, offset: Tensor, grad: Tensor) -> Tensor:
     """Eq. 6: what each of the four neighbours correlates with ``grad``, differenced along one axis at a time."""
     whole = offset.floor()
+    x = _exact(x)
     found = _neighbours(x, whole, grad.to(x.dtype)).to(offset.dtype)
     (top_left, top_right), (low_left, low_right) = found.permute(1, 2, 0)
     down, right = offset - whole
@@ -179,6 +183,11 @@ def _kernel_gradient(x: Tensor, grad: Tensor, size: int, padding: int) -> Tensor
     shape, channels = (x.shape[1], 1, size, size), x.shape[1]
     found = torch.nn.grad.conv2d_weight(x, shape, grad, padding=padding, groups=channels)  # type: ignore[arg-type]
     return found[:, 0]
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32 at least: offsets learn from differences of large sums, of which half precision leaves nothing."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _plain(x: Tensor) -> bool:

@@ -9,13 +9,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
+from timm.models._features_fx import create_feature_extractor
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.ops.offsets import offset_parameters
 from surgeon.ops.shift import fit
 from surgeon.ops.shift_conv import ShiftConv2d, ShiftStdConv2d, strongest_taps
 from surgeon.ops.shift_layer import SparseShift2d
-from tests.contracts import images, relative, rewritten, run, stir
+from tests.contracts import Snapshot, atomic, images, relative, rewritten, run, seen_at, stir, undone
 from tests.zoo import PlainNet
 
 CONVS = {
@@ -186,7 +188,7 @@ def test_a_depthwise_network_keeps_an_offset_and_a_factor_per_channel() -> None:
 
 
 @pytest.mark.parametrize("mode", ["sparse", "active", "grouped"])
-def test_saved_loaded_lowered_undone_compiled_exported(mode: str, tmp_path: Path) -> None:
+def test_saved_loaded_lowered_undone(mode: str, tmp_path: Path) -> None:
     before = stir(timm.create_model("test_resnet", num_classes=10).eval())
     model = surgeon.apply(copy.deepcopy(before), {"shift": {"mode": mode}}, 64)
     x = images(64, dtype=torch.float32)
@@ -194,11 +196,43 @@ def test_saved_loaded_lowered_undone_compiled_exported(mode: str, tmp_path: Path
     surgeon.save(model, tmp_path / "saved")
     assert torch.equal(run(surgeon.load(tmp_path / "saved"), x), y)
     assert relative(y, run(surgeon.lower(model), x)) < 1e-5
-    assert relative(y, run(torch.export.export(model, (x,)).module(), x)) < 1e-5
-    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    assert not torch.equal(run(before, x), y)
+    undone(Snapshot.of(before, identity=False), surgeon.undo(model), identity=False)
+
+
+@pytest.fixture
+def operated() -> nn.Module:
+    """Offsets as after training, between whole pixels."""
+    model = surgeon.apply(timm.create_model("test_resnet", num_classes=10), "shift", 64)
+    for parameter in offset_parameters(stir(model).eval()).values():
+        parameter.data += torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return model
+
+
+def test_an_interrupt_leaves_the_model_as_it_was() -> None:
+    assert atomic(stir(timm.create_model("test_resnet", num_classes=10)), "shift", 64) == 10
+
+
+def test_compiled_exported_and_extracted(operated: nn.Module) -> None:
+    for size in ((64, 64), (77, 90)):
+        x = images(size, dtype=torch.float32)
+        y, middle = run(operated, x), seen_at(operated, ["layer2"], x)["layer2"][0][1]
+        assert torch.equal(run(create_feature_extractor(operated, {"layer2": "middle"}), x)["middle"], middle)
+    assert relative(y, run(torch.export.export(operated, (x,)).module(), x)) < 1e-5
+    compiled = torch.compile(copy.deepcopy(operated), backend="aot_eager", fullgraph=True)
     assert relative(y, run(compiled, x)) < 1e-5
-    assert not torch.equal(run(before, x), y) and torch.equal(run(surgeon.undo(model), x), run(before, x))
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx(operated: nn.Module, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x, file = images(64, dtype=torch.float32), tmp_path / "shift.onnx"
+    torch.onnx.export(operated, (x,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert relative(run(operated, x), torch.from_numpy(y)) < 1e-5
 
 
 def test_functional_convs() -> None:

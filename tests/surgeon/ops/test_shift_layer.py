@@ -254,6 +254,23 @@ def test_autocast_and_half_precision(mode: Any) -> None:
     assert half.dtype == torch.bfloat16 and half.isfinite().all()
 
 
+@pytest.mark.parametrize("mode", ["sparse", "active"])
+def test_offsets_learn_from_small_differences_of_large_values(mode: Any) -> None:
+    ramp = torch.arange(32.0).view(1, 1, 32, 1) / 64 + 8  # a 512th of the value from row to row
+    x = (ramp + torch.zeros(4, 3, 32, 32)).bfloat16()
+    grads = {}
+    for autocast in (False, True):
+        layer = SparseShift2d(3, mode, init="uniform", seed=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x if autocast else x.float())
+        inner = torch.zeros_like(y)
+        inner[:, :, 4:-4, 4:-4] = 1
+        y.backward(inner)
+        grads[autocast] = layer.offset.grad
+    assert torch.allclose(grads[True], grads[False], rtol=1e-3, atol=1e-2)
+    assert float(grads[False][0].mean()) == pytest.approx(4 * 24 * 24 / 64, rel=0.3)
+
+
 def test_deepcopy_state_dict_and_averaging() -> None:
     layer, x = SparseShift2d(11, init="uniform", seed=0), torch.rand(2, 11, 6, 7)
     twin, other = copy.deepcopy(layer), SparseShift2d(11)
