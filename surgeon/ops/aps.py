@@ -15,8 +15,7 @@ from torch import nn
 
 from surgeon.calls import takes_apart
 from surgeon.derived import why_not_derived
-from surgeon.edit import Append, Edit, Prepend, SetAttribute
-from surgeon.errors import RefusedError
+from surgeon.edit import Append, Edit, Prepend
 from surgeon.locating import sites_of
 from surgeon.op import (
     AbstractOp,
@@ -30,10 +29,9 @@ from surgeon.op import (
     register_op,
     why_not_exchanged,
 )
+from surgeon.ops.circular import around_conv, pools_around, why_not_around
 from surgeon.ops.dense import (
-    CircularPad2d,
     OnChannelsLast,
-    conv_windows_at,
     pads_by_size,
     unstride,
     why_not_dense_conv,
@@ -41,8 +39,7 @@ from surgeon.ops.dense import (
 )
 from surgeon.ops.phases import STRIDED, Groups
 from surgeon.ops.polyphase import APSPool2d, Choice, Order, Polyphase2d
-from surgeon.ops.space_to_depth import Window
-from surgeon.ops.spd_windows import is_same_pool, pad_pixels, pair, pool_windows
+from surgeon.ops.spd_windows import pad_pixels
 from surgeon.site import Kind, Site
 from surgeon.table import by
 from surgeon.tracing import Trace
@@ -108,7 +105,7 @@ class APS(AbstractOp):
         for site in sites:
             decision: Decision | None = held[site.path]
             if decision is None and site.kind == "spatial_conv":
-                decision = Rewrite(_around(site, recorded), "pads around")
+                decision = Rewrite(around_conv(site, recorded), "pads around")
             elif decision is None:
                 members = groups.members(site.path)
                 decision = _others(site.path, members, held)
@@ -123,7 +120,7 @@ class APS(AbstractOp):
         if site.via == "slice" and takes_apart(call_of(site, recorded)):
             return Unchanged("with its siblings it takes the map apart into blocks: nothing is dropped")
         if site.kind == "spatial_conv":
-            return _why_not_around(site, owner)
+            return why_not_around(site, owner)
         if met := groups.at_odds.get(site.path):
             return Refused(f"strides {site.stride}, and its output meets a map that {met}, so no choice fits both")
         if site.calls > 1 and len(groups.members(site.path)) > 1:
@@ -153,7 +150,7 @@ class APS(AbstractOp):
         if site.kind == "strided_pool":
             return exchange(site, recorded, partial(self._pool, select), f"pool of stride 1, {into}")
         conv = recorded.model.get_submodule(site.path)
-        edits: list[Edit] = _around(site, recorded) if self.padding == "circular" else []
+        edits: list[Edit] = around_conv(site, recorded) if self.padding == "circular" else []
         if site.kernel_size == (1, 1) and pad_pixels(conv) == (0, 0) and follows:  # type: ignore[arg-type]
             edits = [Prepend(site.path, select)]  # the same, for less
         else:
@@ -172,7 +169,7 @@ class APS(AbstractOp):
         self, decided: list[tuple[Site, Decision]], recorded: Trace
     ) -> list[tuple[Site, Decision]]:
         """Pools that do not stride are no sites, but pad: the first site rewritten brings them along."""
-        edits = _pools_around(recorded) if self.padding == "circular" else []
+        edits = pools_around(recorded) if self.padding == "circular" else []
         for i, (site, what) in enumerate(decided):
             if edits and isinstance(what, Rewrite):
                 decided[i] = (site, Rewrite([*what.edits, *edits], f"{what.reason}; pools of stride 1 pad around"))
@@ -213,56 +210,3 @@ def _others(path: str, members: Sequence[str], held: dict[str, Refused | Unchang
                 f"must take the positions '{other}' takes, whose output meets its own, and that one {what.reason}"
             )
     return None
-
-
-def _why_not_around(site: Site, conv: nn.Module) -> Refused | Unchanged | None:
-    """Why a conv of stride 1 cannot pad around, or need not."""
-    if site.via != "module":
-        return Refused("is called as a function, whose padding is fixed in its owner's code; make it a module")
-    if (reason := why_not_dense_conv(conv)) or not isinstance(conv, nn.Conv2d):
-        return Refused(str(reason))
-    if pads_by_size(conv) or (conv.padding == "same" and any(w.reach % 2 for w in conv_windows_at(conv))):
-        return Refused("pads one side more than the other, by the input size; such zeros cannot be told apart")
-    if not any(w.padding for w in conv_windows_at(conv)):
-        return Unchanged("pads nothing")
-    reason = why_not_derived(type(conv))
-    return Refused(reason) if reason else None
-
-
-def _around(site: Site, recorded: Trace) -> list[Edit]:
-    """Let the conv of a site pad around; nothing to do where its outputs are as many as its inputs anyway."""
-    conv = recorded.model.get_submodule(site.path)
-    if not isinstance(conv, nn.Conv2d):
-        raise RefusedError(f"'{site.path}' is no conv any more")
-    windows = conv_windows_at(conv)
-    if not any(w.reach or w.padding for w in windows):
-        return []
-    edits: list[Edit] = [Prepend(site.path, partial(_padding, windows)), SetAttribute(site.path, "padding", _nothing)]
-    return edits if conv.padding_mode == "zeros" else [*edits, SetAttribute(site.path, "padding_mode", _zeros)]
-
-
-def _pools_around(recorded: Trace) -> list[Edit]:
-    """Let every pool of stride 1 pad around."""
-    paths = dict.fromkeys(
-        str(n.target) for n in recorded.graph.nodes if n.op == "call_module" and "<" not in str(n.target)
-    )
-    edits: list[Edit] = []
-    for path in paths:
-        pool = recorded.model.get_submodule(path)
-        if not isinstance(pool, (nn.MaxPool2d, nn.AvgPool2d)) or is_same_pool(pool):
-            continue
-        if pair(pool.stride) == (1, 1) and any(pair(pool.padding)):
-            edits += [Prepend(path, partial(_padding, pool_windows(pool))), SetAttribute(path, "padding", _nothing)]
-    return edits
-
-
-def _padding(windows: tuple[Window, Window], _module: nn.Module) -> CircularPad2d:
-    return CircularPad2d(windows)
-
-
-def _nothing(_padding: object) -> tuple[int, int]:
-    return 0, 0
-
-
-def _zeros(_mode: object) -> str:
-    return "zeros"

@@ -111,8 +111,7 @@ class DensePool2d(nn.Module):
         - Input: (N, C, H, W)
         - Output: (N, C, H1, W1), with at least (H' - 1)*s + 1 rows where the pool has H'; H'*s with ``circular``
 
-    Raises:
-        RefusedError: Not here: ask :func:`why_not_dense_pool` first.
+    Ask :func:`why_not_dense_pool` first: other pools are not told apart here.
 
     Example:
         >>> pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)

@@ -1,6 +1,8 @@
 """What ``blurpool`` puts where: against timm's layer, against code written by hand, and where it declines."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -231,7 +233,7 @@ def test_models_that_blur_already_are_left() -> None:
     assert "is a blur pool already" in reasons
 
 
-def test_it_saves_loads_pickles_and_exports(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_it_saves_loads_pickles_and_exports(tmp_path: Path) -> None:
     model = surgeon.create_model("test_resnet", {"blurpool": {"stem": "blur"}}).double().eval()
     x = images(64)
     surgeon.save(model, tmp_path / "one")
@@ -239,3 +241,50 @@ def test_it_saves_loads_pickles_and_exports(tmp_path) -> None:  # type: ignore[n
     torch.save(model, tmp_path / "two.pt")
     assert torch.equal(run(torch.load(tmp_path / "two.pt", weights_only=False), x), run(model, x))
     assert relative(run(torch.export.export(model, (x,)).module(), x), run(model, x)) < 1e-12
+
+
+def place_of(code: Any, **parts: nn.Module) -> str:
+    """Where the blur of the conv ``a`` goes."""
+    model = Wrap(code, 8, a=nn.Conv2d(3, 8, 3, 2, 1), **parts)
+    (change,) = surgeon.plan(model, {"blurpool": {"stem": "blur"}}, 32).changes
+    return change.reason.partition("blur(2) ")[2]
+
+
+PLACES = {
+    "behind 'a'": lambda m, x: m.a(x).sigmoid() + m.a.bias[:, None, None],
+    "behind 'norm'": lambda m, x: (lambda y: m.b(y) + y)(m.act(m.norm(m.a(x)))) + m.act(x).sum(),
+    "behind 'act'": lambda m, x: (lambda y: m.b(y) + y)(m.act(m.norm(m.a(x)))),
+    "before 'b'": lambda m, x: m.b(F.silu(m.norm(m.a(x)))),
+}
+
+
+@pytest.mark.parametrize(("place", "code"), PLACES.items(), ids=PLACES)
+def test_where_the_blur_stands(place: str, code: Any) -> None:
+    parts = {"norm": nn.BatchNorm2d(8), "act": nn.ReLU(), "b": nn.Conv2d(8, 8, 3, 1, 1)}
+    assert place_of(code, **parts) == place
+
+
+def test_code_that_reads_the_size_of_the_larger_map_is_refused() -> None:
+    def code(m: Wrap, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return F.interpolate(m.act(y), size=y.shape[2:])
+
+    with pytest.raises(surgeon.RefusedError, match=r"reads a size that would change, for 'interpolate'"):
+        place_of(code, act=nn.ReLU())
+
+
+def test_an_output_that_is_taken_is_refused() -> None:
+    model = Wrap(lambda m, x: m.a(x) * 2, 8, a=nn.Conv2d(3, 8, 3, 2, 1))
+    model.a.surgeon_after = nn.Identity()
+    with pytest.raises(surgeon.RefusedError, match="output of 'a' is already rearranged"):
+        surgeon.apply(model, {"blurpool": {"stem": "blur"}}, 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_filter_lies_where_the_weights_do(dtype: torch.dtype) -> None:
+    model = surgeon.apply(PlainNet().to("meta", dtype), {"blurpool": {"stem": "blur"}}, 64)
+    filters = [m.filt for m in model.modules() if isinstance(m, Blur2d)]
+    assert {(f.device.type, f.dtype) for f in filters} == {("meta", dtype)} and len(filters) == 4
+    model = surgeon.apply(PlainNet().to(dtype), {"blurpool": {"stem": "blur"}}, 64)
+    assert float(model.pool.blur.filt.sum()) == 1
+    assert "filt" not in "".join(model.state_dict())
