@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,13 +90,15 @@ def _order(model: nn.Module, paths: list[str], images: Tensor) -> list[str]:
     return [*seen]
 
 
-def _run(model: nn.Module, path: str, read: Callable[[Tensor, Tensor], None], images: Tensor) -> None:
-    """One forward pass; ``read`` gets each input and output of the module at ``path``."""
+def _calls(model: nn.Module, path: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of each call of the module at ``path`` in one forward pass."""
+    found: list[tuple[Tensor, Tensor]] = []
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        read(inputs[0], output)
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((inputs[0].clone(), output.clone()))  # what follows may work in place
 
-    _forward(model, images, [model.get_submodule(path).register_forward_hook(hook)])
+    _forward(model, images, [model.get_submodule(path).register_forward_hook(keep)])
+    return found
 
 
 def _forward(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
@@ -112,12 +114,9 @@ def _fit_one(model: nn.Module, before: nn.Module, path: str, batches: Iterable[A
     layer: ShiftConv2d = model.get_submodule(path)  # type: ignore[assignment]
     sums = _Sums(layer)
     for batch in batches:
-        read: list[Tensor] = []
-        wanted: list[Tensor] = []
-        _run(model, path, lambda x, _y, to=read: to.append(layer.shifted(x)), _images(batch))
-        _run(before, path, lambda _x, y, to=wanted: to.append(y), _images(batch))
-        for x, y in zip(read, wanted, strict=True):
-            sums.add(x[:, :, :: layer.stride[0], :: layer.stride[1]], y)
+        read, wanted = _calls(model, path, _images(batch)), _calls(before, path, _images(batch))
+        for (x, _), (_, y) in zip(read, wanted, strict=True):
+            sums.add(layer.shifted(x)[:, :, :: layer.stride[0], :: layer.stride[1]], y)
     present = torch.cat([layer.weight[:, :, 0, 0], *([] if layer.bias is None else [layer.bias[:, None]])], 1)
     found = sums.solve()
     width = layer.weight.shape[1]
@@ -151,7 +150,7 @@ class _Sums:
         """The weights, with the bias as last column: (C_out, C_in/groups [+ 1])."""
         diagonal = self.gram.diagonal(dim1=1, dim2=2)
         ridge = RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        found = torch.linalg.solve(self.gram + torch.diag_embed(ridge.expand_as(diagonal)), self.cross)
+        found: Tensor = torch.linalg.solve(self.gram + torch.diag_embed(ridge.expand_as(diagonal)), self.cross)
         return found.mT.reshape(-1, found.shape[1])
 
     def error(self, weight: Tensor) -> float:

@@ -181,7 +181,8 @@ def _far_neighbours(x: Tensor, whole: Tensor, grad: Tensor) -> Tensor:
 
 def _kernel_gradient(x: Tensor, grad: Tensor, size: int, padding: int) -> Tensor:
     shape, channels = (x.shape[1], 1, size, size), x.shape[1]
-    found = torch.nn.grad.conv2d_weight(x, shape, grad, padding=padding, groups=channels)  # type: ignore[arg-type]
+    gradient: Any = torch.nn.grad.conv2d_weight  # type: ignore[attr-defined]
+    found: Tensor = gradient(x, shape, grad, padding=padding, groups=channels)
     return found[:, 0]
 
 
@@ -192,7 +193,7 @@ def _exact(x: Tensor) -> Tensor:
 
 def _plain(x: Tensor) -> bool:
     """Whether values may be looked at without cost: an eager tensor on the CPU."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return not traced and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
 
 

@@ -259,7 +259,9 @@ def test_functional_convs() -> None:
 
 def test_the_fit_finds_the_least_squares_solution() -> None:
     torch.manual_seed(0)
-    before = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=False))
+    before = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=False)
+    )
     before = before.double().eval()
     model = surgeon.apply(copy.deepcopy(before), "shift", 12).train()
     data = [(images(12, seed=seed), torch.zeros(2)) for seed in range(3)]
