@@ -1,6 +1,7 @@
 """The op ``shift`` and the conv it builds: which tap is kept, that nothing else changed, and the fit to activations."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from timm.models._features_fx import create_feature_extractor
 from torch import Tensor, nn
 
+import recipes
 import surgeon
 from surgeon.ops.offsets import offset_parameters
 from surgeon.ops.shift import fit
@@ -298,3 +301,16 @@ def test_a_fit_with_nothing_to_do_says_so() -> None:
     surgeon.apply(model, "shift", 16)
     with pytest.raises(surgeon.NoSiteError, match="no data"):
         fit(model, PlainNet(), [])
+
+
+def test_the_method_card_runs() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "ops" / "shift.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    model, batches = timm.create_model("resnet18"), [torch.rand(2, 3, 32, 32)]
+    exec(code, {"model": model, "batches": batches})
+    assert isinstance(model.conv1, nn.Conv2d) and len(rewritten(model)) == 16
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    parsed = recipes.parse(
+        {"name": "card", "model": {"timm": "resnet18"}, "data": {"dataset": "digits"}} | yaml.safe_load(recipe)
+    )
+    assert parsed.train.shift.weight == 4e-4
