@@ -62,8 +62,8 @@ class ShiftSection(Section):
     """``train.shift:`` how the offsets of shift layers learn where to move; they are a parameter group of their own.
 
     `weight` times the penalty is added to the loss (λ of Eq. 4 in Chen et al. 2019, which tries 0, 1e-4, 4e-4, 5e-4);
-    ``l2`` is half the sum of squares, so its `weight` acts as weight decay, and the optimiser's own leaves offsets
-    alone. From the share `freeze_at` of all updates on, offsets stay; 1 never freezes them.
+    ``l2`` is half the sum of squares, so under SGD its `weight` acts as weight decay, and the optimiser's own leaves
+    offsets alone. From the share `freeze_at` of all updates on, offsets stay; 1 never freezes them.
     """
 
     penalty: Literal["l1", "l2"] = "l2"
