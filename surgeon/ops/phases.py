@@ -106,8 +106,8 @@ def _module(node: fx.Node, recorded: Trace) -> nn.Module | None:
 
 
 def _size(value: Any) -> tuple[int, int] | None:
-    """Height and width of a map (N, C, H, W); None of other features."""
+    """Height and width of a map (N, C, H, W), its channels cut in groups or not; None of other features."""
     value = value[0] if isinstance(value, tuple) and value else value
-    if not isinstance(value, Tensor) or value.ndim != 4:
+    if not isinstance(value, Tensor) or value.ndim < 4:
         return None
-    return value.shape[2], value.shape[3]
+    return value.shape[-2], value.shape[-1]

@@ -103,6 +103,9 @@ class Block(nn.Module):
                 return self.c(x) + self.a(x) + self.b(x)
             case "concatenation":
                 return self.wide(torch.cat([self.a(x), self.pool(x)], 1))
+            case "shuffled channels":
+                y = self.a(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+                return y + self.mean(x.unflatten(1, (4, 2)).sum(2).repeat(1, 2, 1, 1))
             case "functions":
                 return F.max_pool2d(x, 2) * self.a(x) + x[:, :, ::2, ::2]
             case "two in a row":
@@ -118,6 +121,7 @@ KINDS = {
     "average shortcut": 1,
     "three branches": 2,
     "concatenation": 1,
+    "shuffled channels": 1,
     "functions": 2,
     "two in a row": 2,
     "patches": 0,
