@@ -83,13 +83,13 @@ def configs(names: list[str], size: int, first_conv: str, num_classes: int = 10)
     return generate_default_cfgs({f"{name}.untrained": {**shared} for name in names})
 
 
-def build(cls: type[nn.Module], name: str, pretrained: bool, stages: int, **kwargs: Any) -> nn.Module:
-    """Build through timm, which answers feature extractors too.
+def build(cls: type[nn.Module], name: str, pretrained: bool, depths: int, **kwargs: Any) -> nn.Module:
+    """Build through timm, which answers feature extractors too; ``depths`` counts the entries of ``feature_info``.
 
     Raises:
         RuntimeError: When pretrained weights are asked for: there are none.
     """
-    features = {"out_indices": tuple(range(stages)), "feature_cls": "fx"}
+    features = {"out_indices": tuple(range(depths)), "feature_cls": "fx"}
     return cast(nn.Module, build_model_with_cfg(cls, name, pretrained, feature_cfg=features, **kwargs))
 
 

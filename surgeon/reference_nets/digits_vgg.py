@@ -43,7 +43,7 @@ class DigitsVGG16(DigitsConvNet):
         nn.Module.__init__(self)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         layers: list[nn.Module] = []
-        self.feature_info = []
+        self.feature_info: list[dict[str, Any]] = []
         before = in_chans
         for stage, (channels, convs) in enumerate(STAGES):
             for _ in range(convs):
@@ -55,9 +55,9 @@ class DigitsVGG16(DigitsConvNet):
         self.features = nn.Sequential(*layers)
         self.num_features = self.head_hidden_size = before
         self.global_pool, self.fc = create_classifier(before, num_classes, pool_type=global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last feature map, (N, 32, H/32, W/32)."""

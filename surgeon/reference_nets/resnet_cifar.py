@@ -1,8 +1,8 @@
 """ResNets for 32-pixel images, registered with timm: a 3x3 stem without max pool, timm's own blocks.
 
-``resnet18_cifar``, ``resnet50_cifar`` and ``resnet152_cifar`` are those of Fan et al. (arXiv:2002.01827) and the baselines
-of SPD-Conv; ``resnet20_cifar`` and ``resnet56_cifar`` the three-stage nets of He et al. with projected shortcuts, to
-which Chen et al. (All You Need is a Few Shifts, CVPR 2019) compare: 272,474 and 855,770 parameters.
+``resnet18_cifar``, ``resnet50_cifar`` and ``resnet152_cifar`` are those of Fan et al. (arXiv:2002.01827) and the
+baselines of SPD-Conv; ``resnet20_cifar`` and ``resnet56_cifar`` the three-stage nets of He et al. with projected
+shortcuts, to which Chen et al. (All You Need is a Few Shifts, CVPR 2019) compare: 272,474 and 855,770 parameters.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ strided conv with a larger kernel.
 
 One thread, batch {batch}, float32. "stay" are channels whose offsets round to zero. A training step of a layer whose
 offsets learn computes their gradient too; frozen ones, as in the last part of a training, move only. Freed memory was
-kept in the process (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else large maps measure page faults, of both layers.
+kept in the process (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else large maps measure page faults, of both.
 
 {shifts}
 
