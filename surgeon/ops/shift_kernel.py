@@ -88,11 +88,22 @@ def bilinear_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tenso
         Jeon and Kim, Constructing Fast Network through Deconstruction of Convolution, NeurIPS 2018, arXiv:1806.07370.
     """
     height, width = size or (x.shape[2], x.shape[3])
-    near = integer_shift(x, offset.detach().floor(), (height + 1, width + 1))
-    near = _exact(near)
+    weights, whole = bilinear_weights(offset), offset.detach().floor()
+    padding = int(_plain(x) and (height, width) == x.shape[2:] and bool((whole.clamp(-1, 0) == whole).all()))
+    if padding:  # within a pixel: one 3x3 conv, which is fast where values may be looked at, and nothing to move
+        weights = weights.new_zeros(len(weights), 9).scatter(1, _taps(whole), weights.flatten(1)).view(-1, 1, 3, 3)
+        near = _exact(x)
+    else:
+        near = _exact(integer_shift(x, whole, (height + 1, width + 1)))
     with torch.autocast(x.device.type, enabled=False):
-        y = torch.nn.functional.conv2d(near, bilinear_weights(offset).to(near.dtype), groups=x.shape[1])
+        y = torch.nn.functional.conv2d(near, weights.to(near.dtype), padding=padding, groups=x.shape[1])
     return y.to(x.dtype)
+
+
+def _taps(whole: Tensor) -> Tensor:
+    """Where the four neighbours of offsets -1 or 0 lie among the nine taps of a 3x3 kernel, (C, 4)."""
+    row, column = whole.long()
+    return (3 * row + column + 4)[:, None] + torch.tensor([0, 1, 3, 4], device=whole.device)
 
 
 def bilinear_weights(offset: Tensor) -> Tensor:
@@ -166,9 +177,7 @@ def _neighbours(x: Tensor, whole: Tensor, grad: Tensor) -> Tensor:
     if 2 * len(far) > x.shape[1]:
         return _far_neighbours(x, whole, grad)
     window = _kernel_gradient(x, grad, 3, 1).view(-1, 9)
-    row, column = inside.long()
-    first = 3 * row + column + 4  # of the four taps, in the window of nine
-    found = window.gather(1, first[:, None] + torch.tensor([0, 1, 3, 4], device="cpu")).view(-1, 2, 2)
+    found = window.gather(1, _taps(inside)).view(-1, 2, 2)
     if len(far):
         found[far] = _far_neighbours(x.index_select(1, far), whole[:, far], grad.index_select(1, far))
     return found
