@@ -29,9 +29,10 @@ from surgeon.op import (
     register_op,
     why_not_exchanged,
 )
-from surgeon.ops.circular import around_conv, pools_around, why_not_around
+from surgeon.ops.circular import around_conv, pools_around, why_not_around, why_not_in_front
 from surgeon.ops.dense import (
     OnChannelsLast,
+    conv_windows_at,
     pads_by_size,
     unstride,
     why_not_dense_conv,
@@ -141,7 +142,8 @@ class APS(AbstractOp):
             return "pads with zeros by input size (TensorFlow's same) and cannot pad around; use padding='keep'"
         if Append.name in conv._modules:
             return "has surgery at its output already"
-        return why_not_derived(type(conv))
+        pads = self.padding == "circular" and any(w.reach for w in conv_windows_at(conv))
+        return why_not_in_front(conv) if pads else why_not_derived(type(conv))
 
     def _rewrite(self, site: Site, recorded: Trace, circle: _Circle) -> Decision:
         select = partial(self._select, site.stride or (1, 1), circle, site.path)

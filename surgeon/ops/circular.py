@@ -30,8 +30,15 @@ def why_not_around(site: Site, conv: nn.Module) -> Refused | Unchanged | None:
         return Refused("pads one side more than the other, by the input size; such zeros cannot be told apart")
     if not any(w.padding for w in conv_windows_at(conv)):
         return Unchanged("pads nothing")
-    reason = why_not_derived(type(conv))
+    reason = why_not_in_front(conv)
     return Refused(reason) if reason else None
+
+
+def why_not_in_front(conv: nn.Module) -> str | None:
+    """Why nothing can pad directly in front of ``conv``, as a verb phrase; None if it can."""
+    if any(name.startswith(Prepend.name) for name in conv._modules):
+        return "has surgery at its input, which would then see the padding; put this step before that one"
+    return why_not_derived(type(conv))
 
 
 def around_conv(site: Site, recorded: Trace) -> list[Edit]:

@@ -374,6 +374,15 @@ def test_a_shortcut_that_was_blurred_keeps_the_main_branch_from_choosing() -> No
         surgeon.apply(model, "aps")
 
 
+@pytest.mark.parametrize("path", ["a", "stem"])
+def test_padding_never_comes_in_front_of_other_surgery(path: str) -> None:
+    model = surgeon.apply(block("shortcut last"), {"spatial_shuffle": {}, "select": {"path": path}}, 32)
+    refused = [change for change in surgeon.plan(model, CIRCULAR).changes if change.status == "refused"]
+    assert "has surgery at its input" in next(change.reason for change in refused if change.path == path)
+    assert [change.path for change in refused] == (["a", "b"] if path == "a" else ["stem"])
+    assert surgeon.plan(model, "aps").count("refused") == 0  # nothing is padded, nothing is in the way
+
+
 def test_convs_that_pad_nothing_are_left() -> None:
     model = Wrap(lambda m, x: m.b(m.a(x)), 8, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3, 2, 1))
     status = {change.path: change.status for change in surgeon.plan(model, CIRCULAR, 32).changes}
