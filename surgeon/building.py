@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from surgeon.change import Record
 from surgeon.errors import LoadError
 from surgeon.host import Size
-from surgeon.ledger import BUILDER, Ledger, tensors_of
+from surgeon.ledger import Ledger, tensors_of
 from surgeon.randomness import generators_kept
 from surgeon.recipe import Recipe
 from surgeon.rewriting import apply
+from surgeon.skeleton import BUILDER
 from surgeon.structure import why_not_equal
 
 Builder = dict[str, Any]

@@ -65,6 +65,24 @@ class Before:
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """The forward of the class, or that of the module its ``child`` picks for this pass, if any."""
+
+    child: str
+
+    def members(self, module: nn.Module) -> dict[str, Any]:
+        """A forward that asks the child first."""
+        base, child = type(module).forward, self.child
+
+        @wraps(base)
+        def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+            other = self.get_submodule(child).pick(x)  # type: ignore[operator]
+            return base(self, x, *args, **kwargs) if other is None else other(x, *args, **kwargs)
+
+        return {"forward": forward, FORWARDS: None}
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A module that stays in evaluation mode, so that its statistics stay as they are."""
 
@@ -165,6 +183,12 @@ def derive(module: nn.Module, how: How) -> None:
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": _reduce}
     hows = (*getattr(base, HOWS, ()), how)
     module.__class__ = type(base.__name__, (base,), {**members, **how.members(module), HOWS: hows})
+
+
+def hows(module: nn.Module) -> tuple[How, ...]:
+    """How the class of ``module`` was derived from its own, oldest first."""
+    found: tuple[How, ...] = getattr(type(module), HOWS, ())
+    return found
 
 
 def underived(module: nn.Module) -> None:

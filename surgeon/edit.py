@@ -109,7 +109,7 @@ class SwapCall:
         owner = model.get_submodule(self.path)
         child = follow(model, self.path, self.make(owner))
         before = read_parameters(owner, self.how.given)
-        reverse = _derive(model, self.path, self.how, child)
+        reverse = derive_with(model, self.path, self.how, child)
         unread = before - read_parameters(owner, self.how.given)
         reverse.frozen = tuple(name for name in sorted(unread) if owner.get_parameter(name).requires_grad)
         set_frozen(owner, reverse.frozen, True)
@@ -133,7 +133,7 @@ class OnEdge:
     def perform(self, model: nn.Module) -> Reclass:
         """Derive the owner's class."""
         owner = model.get_submodule(self.path)
-        return _derive(model, self.path, self.how, follow(model, self.path, self.make(owner)))
+        return derive_with(model, self.path, self.how, follow(model, self.path, self.make(owner)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Append:
         module = model.get_submodule(self.path)
         if self.name in module._modules:
             raise RefusedError(f"the output of '{self.path}' is already rearranged")
-        return _derive(model, self.path, After(self.name), follow(model, self.path, self.make(module)))
+        return derive_with(model, self.path, After(self.name), follow(model, self.path, self.make(module)))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Prepend:
         """Derive the module's class."""
         module = model.get_submodule(self.path)
         name = free_child(module, self.name)
-        return _derive(model, self.path, Before(name), follow(model, self.path, self.make(module)))
+        return derive_with(model, self.path, Before(name), follow(model, self.path, self.make(module)))
 
 
 def free_child(module: nn.Module, name: str) -> str:
@@ -205,7 +205,8 @@ def set_frozen(module: nn.Module, names: Sequence[str], frozen: bool) -> None:
         module.get_parameter(name).requires_grad_(not frozen)
 
 
-def _derive(model: nn.Module, path: str, how: How, child: nn.Module) -> Reclass:
+def derive_with(model: nn.Module, path: str, how: How, child: nn.Module) -> Reclass:
+    """Give the module at ``path`` the class that ``how`` derives, and the child it needs."""
     module = model.get_submodule(path)
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         raise RefusedError(

@@ -1,4 +1,4 @@
-"""Edits that bring no module: one that derives a class, and one that fixes a part of a model for good."""
+"""Edits of a class and of values: derive a class, attach what it needs, fix a part of a model for good."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.derived import Frozen, How, derive, underived
-from surgeon.edit import Reclass, set_frozen
+from surgeon.edit import Reclass, derive_with, set_frozen
+from surgeon.following import follow
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,17 @@ class Derive:
         """Derive the module's class."""
         derive(model.get_submodule(self.path), self.how)
         return Reclass(self.path, "")
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Give module ``path`` the class that ``how`` derives, and the child ``make`` builds from it."""
+
+    path: str
+    how: How
+    make: Callable[[nn.Module], nn.Module]
+
+    def perform(self, model: nn.Module) -> Reclass:
+        """Derive the module's class."""
+        child = follow(model, self.path, self.make(model.get_submodule(self.path)))
+        return derive_with(model, self.path, self.how, child)

@@ -18,8 +18,6 @@ from surgeon.host import Size
 from surgeon.site import Site
 from surgeon.skeleton import LEDGER
 
-BUILDER = "_surgeon_builder"
-
 
 @dataclass
 class Ledger:

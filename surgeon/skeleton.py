@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 FAKE_MODE = "_surgeon_fake_mode"
 LEDGER = "_surgeon"
+BUILDER = "_surgeon_builder"
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -20,7 +20,16 @@ from surgeon import edit, freezing
 from surgeon.ops.drawing import rewind
 
 TOLERANCE = 1e-10  # relative, in float64
-EDITS = (edit.Swap, edit.SwapCall, edit.OnEdge, edit.Append, edit.Prepend, freezing.Freeze, edit.SetAttribute)
+EDITS = (
+    edit.Swap,
+    edit.SwapCall,
+    edit.OnEdge,
+    edit.Append,
+    edit.Prepend,
+    freezing.Freeze,
+    freezing.Attach,
+    edit.SetAttribute,
+)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 MARKS = ("_surgeon", "_surgeon_builder")
 
@@ -213,7 +222,7 @@ def site_errors(before: nn.Module, after: nn.Module, sizes: list[tuple[int, int]
             pairs = [(a, first_of_block(a, b)) for (_, a), (_, b) in pairs]
             errors = [relative(a, b) for a, b in pairs if not partly_grown(a, b)]
             shape = old[owner][0][0].shape
-            if ":" not in path and shape == new[owner][0][0].shape:
+            if ":" not in path and len(shape) == 4 and shape == new[owner][0][0].shape:
                 errors += alone(before.get_submodule(path), after.get_submodule(path), shape)
             found[path] = max([found[path], *errors])
     return found

@@ -12,7 +12,8 @@ import surgeon
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: "errors site change table randomness settings differences",
-    1: "skeleton recorder tracing host owncode derived following edit freezing calls residual reduction structure",
+    1: "skeleton recorder tracing host owncode derived following edit freezing fresh calls residual reduction "
+    "structure",
     2: "locating units select op",
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
