@@ -55,11 +55,17 @@ class Remove(AbstractOp):
     def decide(self, site: Site, recorded: Trace) -> Decision:
         """Refuse where the shapes differ."""
         block = recorded.model.get_submodule(site.path)
-        if site.in_shape != site.out_shape:
-            return Refused(f"takes {by(site.in_shape)} and answers {by(site.out_shape)}: no identity does")
+        if site.in_shape != (answer := answered(site, recorded)):
+            return Refused(f"takes {by(site.in_shape)} and answers {by(answer)}: no identity does")
         if reason := why_not_exchanged(site, block) or _inner(block):
             return Refused(reason)
         return Rewrite([Swap(site.path, lambda _block: Removed())], f"{site.type_name} -> identity")
+
+
+def answered(site: Site, recorded: Trace) -> tuple[int, ...]:
+    """The shape a block answers, which its last addition may have in another form (positions in a row)."""
+    nodes = [node for node in recorded.graph.nodes if site.path in node.meta.get("returned_by", ())]
+    return tuple(nodes[-1].meta["val"].shape[1:]) if nodes else site.out_shape
 
 
 def _inner(block: nn.Module) -> str | None:

@@ -103,7 +103,8 @@ def bilinear_shift(x: Tensor, offset: Tensor, size: Size | None = None) -> Tenso
 def _taps(whole: Tensor) -> Tensor:
     """Where the four neighbours of offsets -1 or 0 lie among the nine taps of a 3x3 kernel, (C, 4)."""
     row, column = whole.long()
-    return (3 * row + column + 4)[:, None] + torch.tensor([0, 1, 3, 4], device=whole.device)
+    upper_left: Tensor = 3 * row + column + 4
+    return upper_left[:, None] + torch.tensor([0, 1, 3, 4], device=whole.device)
 
 
 def bilinear_weights(offset: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from surgeon.fresh import architecture, draw
 from surgeon.locating import sites_of
 from surgeon.op import AbstractOp, Decision, Refused, Rewrite, register_op
 from surgeon.ops.drawing import Drawing, When, unreal
+from surgeon.ops.remove import answered
 from surgeon.settings import complain
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
@@ -172,7 +173,7 @@ def _random_copy(block: nn.Module, values: dict[str, Tensor]) -> nn.Module:
 
 
 def _why_not(site: Site, recorded: Trace, projected: set[str]) -> str | None:
-    if site.in_shape != site.out_shape or site.path in projected:
+    if site.in_shape != answered(site, recorded) or site.path in projected:
         return "has no identity skip, so without its own weights nothing of the image would pass"
     block = recorded.model.get_submodule(site.path)
     if site.calls > 1:

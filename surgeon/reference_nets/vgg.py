@@ -71,7 +71,9 @@ class VGG(ReferenceNet):
         self._finish(before, global_pool, fully_connected)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """The two hidden fully connected layers."""
+        """The two hidden fully connected layers; a map that is not pooled stays as it is."""
+        if not self.global_pool.pool_type:
+            return x
         x = nn.functional.dropout(self.act(self.fc1(x)), self.drop_rate, self.training)
         return cast(Tensor, self.act(self.fc2(x)))
 

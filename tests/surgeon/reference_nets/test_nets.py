@@ -76,6 +76,13 @@ def test_protocol(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "fcn"])
+def test_without_head_and_pooling(name: str) -> None:
+    model, side = timm.create_model(name, **{**SMALL[name], "num_classes": 0}, global_pool="").eval(), size_of(name)
+    images = torch.randn(2, 3, side, side)
+    assert torch.equal(model(images), model.forward_features(images))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "fcn"])
 def test_features(name: str) -> None:
     side = size_of(name)
     model = timm.create_model(name, features_only=True, **SMALL[name]).eval()
