@@ -65,7 +65,7 @@ def draw_positions(channels: int, height: int, width: int, patch: int | None, ge
     rows, columns = torch.arange(height) // side, torch.arange(width) // side
     cell = (rows[:, None] * (width // side + 1) + columns).flatten()
     keys = torch.rand(channels, height * width, generator=generator, dtype=torch.float64)
-    drawn = (keys + cell).argsort(-1)  # cell by cell, in each one in random order
+    drawn = torch.from_numpy((keys + cell).numpy().argsort(-1))  # cell by cell, in random order; numpy's sort is faster
     by_cell = cell.argsort(stable=True)
     return torch.empty_like(drawn).scatter_(1, by_cell.expand_as(drawn), drawn)
 
