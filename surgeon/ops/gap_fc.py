@@ -86,9 +86,9 @@ class GAPFC(AbstractOp):
         try:
             cut = Cut.before(self.at or path, recorded)
         except SeveralTensorsError as error:
-            return [(site, Refused(f"{error}{_nearest(path, recorded)}")) for site in sites]
+            return [(first, Refused(f"{error}{_nearest(path, recorded)}"))]
         except RefusedError as error:
-            return [(site, Refused(str(error))) for site in sites]
+            return [(first, Refused(str(error)))]
         if cut.pooled:
             return [(site, Unchanged("reads one position per channel already")) for site in sites]
         found = [(site, self._behind(site, recorded)) for site in cut.sites]
