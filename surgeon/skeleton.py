@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 FAKE_MODE = "_surgeon_fake_mode"
 LEDGER = "_surgeon"
 BUILDER = "_surgeon_builder"
+FEW = 64  # numbers a plain attribute may hold to be read; larger ones are caches
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -19,16 +20,22 @@ def skeleton(model: nn.Module) -> nn.Module:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     for module in model.modules():
-        held = (module._parameters, module._buffers, module.__dict__)
-        for tensor in (t for d in held for t in d.values() if isinstance(t, Tensor)):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _fake(tensor, fake)
+        for held, known in ((module._parameters, False), (module._buffers, False), (module.__dict__, True)):
+            for tensor in (t for t in held.values() if isinstance(t, Tensor) and id(t) not in memo):
+                memo[id(tensor)] = _constant(tensor, fake) if known else _fake(tensor, fake)
     ledger = model.__dict__.get(LEDGER)
     if ledger is not None:
         memo[id(ledger)] = ledger
     copied = copy.deepcopy(model, memo).eval()
     copied.__dict__[FAKE_MODE] = fake
     return copied
+
+
+def _constant(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A fake tensor whose value code may read: a plain attribute (the strides of a detector's head) is a setting."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.numel() > FEW:
+        return _fake(tensor, mode)
+    return mode.fake_tensor_converter.from_real_tensor(mode, tensor.detach(), make_constant=True)
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
