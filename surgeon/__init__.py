@@ -4,6 +4,7 @@ locate -> plan -> apply -> record, verify, undo, save, load: see each name's doc
 """
 
 from surgeon import reference_nets as reference_nets  # registers them with timm
+from surgeon import yolo as yolo  # registers ultralytics' objects
 from surgeon.building import create_model
 from surgeon.change import Change, Record
 from surgeon.errors import LoadError, NoSiteError, RecipeError, RefusedError, SurgeonError, TraceError

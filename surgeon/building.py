@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,9 +24,37 @@ from surgeon.rewriting import apply
 from surgeon.skeleton import BUILDER
 from surgeon.structure import why_not_equal
 
-Builder = dict[str, Any]
+Builder = dict[str, Any]  # {"timm": name, "arguments": {...}}: the first key names the library
 Shapes = dict[str, list[int]]  # as JSON has them
 READ = ("pretrained", "checkpoint")  # arguments that make timm read weights from elsewhere
+
+
+@dataclass(frozen=True)
+class Library:
+    """How the models of a library are built again.
+
+    Args:
+        candidates: What might build a model, the likeliest first.
+        build: Builds what a builder describes, with fresh weights.
+        on_meta: Whether it can do so on the meta device.
+        dress: The object of the library's own around a module loaded from a path, with what else was saved with it.
+    """
+
+    candidates: Callable[[nn.Module], Iterator[Builder]]
+    build: Callable[[Builder], nn.Module]
+    on_meta: bool = True
+    dress: Callable[[nn.Module, Builder, Path, dict[str, Any]], nn.Module] = lambda module, builder, path, more: module
+
+
+LIBRARIES: dict[str, Library] = {}
+
+
+def library_of(builder: Builder) -> tuple[str, Library]:
+    """The name of the library a builder is of, and how it builds."""
+    name = next(iter(builder))
+    if name not in LIBRARIES:
+        raise LoadError(f"no library named {name!r} is known here")
+    return name, LIBRARIES[name]
 
 
 def create_model(name: str, recipe: Any = None, **timm_kwargs: Any) -> nn.Module:
@@ -67,11 +98,9 @@ def builder_of(
         The builder; "" or, where it is None, why; and the model built with it and not operated yet.
     """
     note = "it names no model of timm's"
-    for builder in _candidates(model):
-        arguments = ", ".join([repr(builder["timm"]), *(f"{k}={v!r}" for k, v in builder["arguments"].items())])
+    for builder in (found for library in LIBRARIES.values() for found in library.candidates(model)):
         try:
-            with generators_kept(), torch.device("meta"):
-                base, twin = build(builder), build(builder)
+            base, twin = blank(builder), blank(builder)
             take_precision(twin, tensors_of(model))
             operate(twin)
             differs = why_not_equal(twin, model, size, forward) or _shapes_differ(twin, model)
@@ -80,8 +109,25 @@ def builder_of(
         if differs is None:
             return builder, "", base
         if note.startswith("it names"):
-            note = f"timm.create_model({arguments}) builds another model: {differs}"
+            note = f"{_words(builder)} builds another model: {differs}"
     return None, note, None
+
+
+def _words(builder: Builder) -> str:
+    name, _ = library_of(builder)
+    arguments = ", ".join([repr(builder[name]), *(f"{k}={v!r}" for k, v in builder["arguments"].items())])
+    return f"{'timm.create_model' if name == 'timm' else name}({arguments})"[:300]
+
+
+def blank(builder: Builder) -> nn.Module:
+    """The model a builder describes, without memory."""
+    with generators_kept(), torch.device("meta") if library_of(builder)[1].on_meta else nullcontext():
+        return weightless(build(builder))
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """Move parameters and buffers, and no other tensor, to the meta device; returns the model."""
+    return nn.Module._apply(model, lambda tensor: tensor.to("meta"))
 
 
 def _candidates(model: nn.Module) -> Iterator[Builder]:
@@ -136,16 +182,24 @@ def build(builder: Builder) -> nn.Module:
     """Build the model a builder describes, with fresh weights.
 
     Raises:
-        LoadError: When it names no model of timm's own, or arguments that read files: nothing foreign is run.
+        LoadError: When it names no model of the library's own, or arguments that read files: nothing foreign is run.
     """
+    model = library_of(builder)[1].build(builder)
+    model.__dict__[BUILDER] = builder
+    return model
+
+
+def _build_timm(builder: Builder) -> nn.Module:
     name, arguments = builder["timm"], builder["arguments"]
     if not timm.is_model(name):
         raise LoadError(f"timm {timm.__version__} has no model of its own named {name!r}")
     if foreign := [key for key in arguments if key.startswith(READ)]:
         raise LoadError(f"the argument {foreign[0]!r} reads weights from elsewhere")
     model: nn.Module = timm.create_model(name, pretrained=False, **_tuples(arguments))
-    model.__dict__[BUILDER] = builder
     return model
+
+
+LIBRARIES["timm"] = Library(_candidates, _build_timm)
 
 
 def take_precision(model: nn.Module, like: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What users pass in: which module is meant, how large its images are, who built it.
+"""What users pass in: which module is meant, how large its images are.
 
 ``register_host`` lets other kinds of objects (detectors) join without this file knowing their library.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,28 @@ from surgeon.skeleton import LEDGER
 
 InputSize = int | tuple[int, int] | tuple[int, int, int] | None
 Size = tuple[int, int, int]
-_unwrappers: list[Callable[[Any], nn.Module | None]] = []
+
+
+@dataclass(frozen=True)
+class Host:
+    """How a library's objects, which hold a module, are operated on.
+
+    Args:
+        inner: The module inside an object; None where the object is not its kind.
+        size: (H, W) a module of the library is made for; None where it is not its kind.
+        operated: Told of an object whose module was operated.
+        restored: Told of an object whose module is as it was again.
+        around: An object like the one given around another module.
+    """
+
+    inner: Callable[[Any], nn.Module | None]
+    size: Callable[[nn.Module], tuple[int, int] | None] = lambda module: None
+    operated: Callable[[Any], None] = lambda model: None
+    restored: Callable[[Any], None] = lambda model: None
+    around: Callable[[Any, nn.Module], Any] = lambda model, module: module
+
+
+_hosts: list[Host] = []
 _WRAPPERS = {
     "DistributedDataParallel": "operate on its .module, then wrap again",
     "DataParallel": "operate on its .module, then wrap again",
@@ -28,9 +50,14 @@ _WRAPPERS = {
 }
 
 
-def register_host(unwrapper: Callable[[Any], nn.Module | None]) -> None:
-    """Add a function that answers the inner module of a foreign object, or None where the object is not its kind."""
-    _unwrappers.append(unwrapper)
+def register_host(host: Host) -> None:
+    """Let the objects of another library be operated on."""
+    _hosts.append(host)
+
+
+def host_of(model: Any) -> Host | None:
+    """The host of an object that holds a module; None for a module as such."""
+    return next((host for host in _hosts if host.inner(model) is not None), None)
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -39,10 +66,8 @@ def unwrap(model: Any) -> nn.Module:
     Raises:
         RefusedError: When ``model`` is wrapped by something that holds on to its parameters, or is no module.
     """
-    for unwrapper in _unwrappers:
-        inner = unwrapper(model)
-        if inner is not None:
-            return inner
+    host = host_of(model)
+    model = model if host is None else host.inner(model)
     kind = type(model).__name__
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)):
         raise RefusedError(
@@ -111,7 +136,8 @@ def _own_size(model: nn.Module) -> tuple[int, ...]:
         size = getattr(holder, "img_size", None)
         if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
             return (size, size) if isinstance(size, int) else tuple(size)
-    size = _config(model).get("input_size")
+    known = next((size for host in _hosts if (size := host.size(model)) is not None), None)
+    size = _config(model).get("input_size") if known is None else (0, *known)
     if size is None:
         raise SurgeonError(
             f"the image size of {type(model).__name__} is not known: it has no img_size and no timm pretrained_cfg; "

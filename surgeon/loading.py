@@ -12,14 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.building import Builder, Shapes, build, replay, shapes_of_state, take_precision
+from surgeon.building import (
+    Builder,
+    Shapes,
+    build,
+    library_of,
+    replay,
+    shapes_of_state,
+    take_precision,
+    weightless,
+)
 from surgeon.change import Record
 from surgeon.errors import LoadError, SurgeonError
 from surgeon.host import unwrap
 from surgeon.ledger import Ledger
 from surgeon.manifest import damaged, read_manifest, same_versions, version_hint
 from surgeon.randomness import generators_kept
-from surgeon.storage import read_tensors
+from surgeon.storage import Saved, read_checkpoint, read_tensors
 from surgeon.structure import first_difference, first_operation, forward_of, structure
 
 Tensors = dict[str, Tensor]
@@ -29,41 +38,58 @@ def load(path: str | Path, model: nn.Module | None = None, device: str | torch.d
     """Rebuild a saved model: build, replay the surgery, load the weights strictly.
 
     Args:
-        path: A folder written by :func:`save`.
+        path: A folder written by :func:`save`, or the ``.pt`` file of an operated ultralytics object.
         model: The untouched model to operate, for models whose builder is not known; it is changed in place.
         device: Where the result lives.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode; of ultralytics the object (``YOLO``, ``RTDETR``) around it.
 
     Raises:
         LoadError: When a file is missing, damaged or edited, when a field, a tensor or the device does not fit, or when
             ``model`` is needed or computes something else.
     """
-    folder = Path(path).expanduser()
-    manifest = read_manifest(folder)
+    path = Path(path).expanduser()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise LoadError(f"{folder}: cannot load to device {device!r}: {str(error).splitlines()[0]}") from error
-    with generators_kept():
-        base = _rebuild(folder, manifest, model)
-    return base.to(device).eval()
+        raise LoadError(f"{path}: cannot load to device {device!r}: {str(error).splitlines()[0]}") from error
+    saved = read_checkpoint(path) if path.is_file() else _read_folder(path)
+    base = rebuild(path, saved, model).to(device).eval()
+    builder: Builder | None = saved.manifest["builder"]
+    if builder is None or model is not None:
+        return base
+    return library_of(builder)[1].dress(base, builder, path, saved.more)
 
 
-def _rebuild(folder: Path, manifest: dict[str, Any], model: nn.Module | None) -> nn.Module:
-    values = read_tensors(folder, manifest, "weights")
+def _read_folder(folder: Path) -> Saved:
+    manifest = read_manifest(folder)
+    held = {"weights": read_tensors(folder, manifest, "weights")}
     if "buffers" in manifest["files"]:
-        values |= read_tensors(folder, manifest, "buffers")
-    originals = {**values, **read_tensors(folder, manifest, "originals")} if manifest["keep_originals"] else None
-    base = _base(manifest, model, folder)
-    if model is not None:
-        twin = copy.deepcopy(base).to("meta")
-        _operate(twin, folder, manifest, values, None)
-        _compare_forward(twin, folder, manifest)
-    _operate(base, folder, manifest, values, originals)
-    _put(base, values)
-    _freeze(base, folder, manifest, "frozen")
+        held["buffers"] = read_tensors(folder, manifest, "buffers")
+    if manifest["keep_originals"]:
+        held["originals"] = read_tensors(folder, manifest, "originals")
+    return Saved(manifest, held, {})
+
+
+def rebuild(path: Path, saved: Saved, model: nn.Module | None = None) -> nn.Module:
+    """The module that was ``saved`` at ``path``; torch's random numbers are as before.
+
+    Raises:
+        LoadError: As :func:`load`.
+    """
+    manifest = saved.manifest
+    values = {**saved.tensors["weights"], **saved.tensors.get("buffers", {})}
+    originals = {**values, **saved.tensors["originals"]} if manifest["keep_originals"] else None
+    with generators_kept():
+        base = _base(manifest, model, path)
+        if model is not None:
+            twin = weightless(copy.deepcopy(base))
+            _operate(twin, path, manifest, values, None)
+            _compare_forward(twin, path, manifest)
+        _operate(base, path, manifest, values, originals)
+        _put(base, values)
+        _freeze(base, path, manifest, "frozen")
     return base
 
 

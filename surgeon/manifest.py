@@ -15,6 +15,7 @@ from surgeon.errors import LoadError
 
 SCHEMA = 1
 MANIFEST = "recipe.json"
+BUILT_BY = ("timm", "yolo")
 Check = Callable[[Any], bool]
 
 
@@ -64,7 +65,7 @@ _record = {
 FIELDS: dict[str, Check] = {
     "schema": lambda value: value == SCHEMA,
     "versions": _dict_of(_text),
-    "builder": _or_none(_fields({"timm": _text, "arguments": _is(dict)})),
+    "builder": _or_none(lambda value: any(_fields({name: _text, "arguments": _is(dict)})(value) for name in BUILT_BY)),
     "builder_note": _text,
     "input_size": _or_none(lambda value: _counts(value) and len(value) == 3),
     "keep_originals": _is(bool),
@@ -88,11 +89,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise LoadError(f"{folder} holds no {MANIFEST}; name a folder written by surgeon.save") from error
+        raise LoadError(
+            f"{folder} holds no {MANIFEST}; name a folder written by surgeon.save, or an operated detector's .pt file"
+        ) from error
     except OSError as error:
         raise LoadError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise LoadError(f"{path} is damaged: {error}; restore it from a copy") from error
+    return checked(manifest, path)
+
+
+def checked(manifest: Any, path: Path) -> dict[str, Any]:
+    """The manifest read from ``path``, every field looked at.
+
+    Raises:
+        LoadError: When a field is missing or damaged, or the schema is another.
+    """
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
         raise LoadError(f"{path}: field 'schema' is {found!r}, this version reads {SCHEMA}{version_hint(manifest)}")
@@ -100,26 +112,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if name not in manifest:
             raise LoadError(f"{path} is damaged: field '{name}' is missing; restore it from a copy")
         if not fits(manifest[name]):
-            raise damaged(folder, name, manifest[name])
+            raise damaged(path, name, manifest[name])
     if manifest["input_size"] is None and (manifest["record"] or manifest["forward"]):
-        raise damaged(folder, "input_size", None)
+        raise damaged(path, "input_size", None)
     if manifest["record"] is None and manifest["keep_originals"]:
-        raise damaged(folder, "keep_originals", True)
+        raise damaged(path, "keep_originals", True)
     return manifest
 
 
-def damaged(folder: Path, field: str, value: Any) -> LoadError:
-    """The error that names a field of the manifest."""
+def damaged(path: Path, field: str, value: Any) -> LoadError:
+    """The error that names a field of the manifest at ``path``."""
     text = repr(value)
     shown = text if len(text) < 100 else f"{text[:100]}..."
-    return LoadError(f"{folder / MANIFEST} is damaged: field '{field}' is {shown}; restore it from a copy")
+    return LoadError(f"{path} is damaged: field '{field}' is {shown}; restore it from a copy")
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what a model is."""
     from surgeon import __version__
 
-    return {"surgeon": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {"surgeon": __version__, "torch": str(torch.__version__), "timm": timm.__version__}
 
 
 def same_versions(manifest: dict[str, Any]) -> bool:

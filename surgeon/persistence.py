@@ -48,10 +48,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     module, folder = unwrap(model), Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise SurgeonError(f"cannot save to {folder}: it is a file; name a folder")
-    ledger = Ledger.of(module)
-    if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
-        raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
-    tensors, manifest = _contents(module, ledger)
+    tensors, manifest = contents(module)
     try:
         _write(folder, tensors, manifest)
     except OSError as error:
@@ -68,16 +65,25 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], manifest: dict[s
     sweep(folder, {str(file["name"]) for file in manifest["files"].values()})
 
 
-def _contents(module: nn.Module, ledger: Ledger | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What goes into the files of tensors, and into the manifest."""
-    weights = _values(module.state_dict())
-    buffers = _values(_transient(module))
-    tensors = {"weights": weights, **({"buffers": buffers} if buffers else {})}
-    keep = ledger is not None and ledger.log is not None
+def contents(module: nn.Module, originals: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What is saved of ``module``: the tensors, and the manifest that says how to rebuild it.
+
+    Args:
+        module: Operated or not.
+        originals: Whether what was replaced is saved too, so that the loaded model can be undone.
+
+    Raises:
+        SurgeonError: As :func:`save`.
+    """
+    ledger = Ledger.of(module)
+    if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
+        raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
+    tensors = values_of(module)
+    keep = originals and ledger is not None and ledger.log is not None
     before = _undone(module) if keep else None if ledger else module
     if keep and before is not None:
         old = {**_values(before.state_dict()), **_values(_transient(before))}
-        tensors["originals"] = _others(old, {**weights, **buffers})
+        tensors["originals"] = _others(old, {name: t for held in tensors.values() for name, t in held.items()})
     size = ledger.input_size if ledger else _size_of(module)
     forward = forward_of(module, size)
     manifest = {
@@ -93,6 +99,12 @@ def _contents(module: nn.Module, ledger: Ledger | None) -> tuple[dict[str, dict[
         "frozen_before": _frozen(before) if before is not None else [],
     }
     return tensors, manifest
+
+
+def values_of(module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The tensors of ``module`` as they are saved: its state dict, and the buffers outside it where there are any."""
+    buffers = _values(_transient(module))
+    return {"weights": _values(module.state_dict()), **({"buffers": buffers} if buffers else {})}
 
 
 def _how_built(

@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.change import Record
 from surgeon.edit import perform, revert
 from surgeon.errors import RefusedError
-from surgeon.host import InputSize, unwrap
+from surgeon.host import InputSize, host_of, unwrap
 from surgeon.ledger import Ledger
 from surgeon.optimizers import check_optimizer, exchange_parameters
 from surgeon.planning import plan_recipe
@@ -86,6 +86,8 @@ def apply(
             put_back()
         revert(module, log)
         raise
+    if (host := host_of(model)) is not None:
+        host.operated(model)
     return model
 
 
@@ -97,7 +99,7 @@ def record(model: nn.Module) -> Record:
         >>> print(surgeon.record(timm.create_model("test_resnet")))
         no changes
     """
-    ledger = Ledger.of(unwrap(model))
+    ledger = Ledger.of(unwrap(model)) or Ledger.of(model)
     return ledger.record if ledger else Record()
 
 
@@ -122,4 +124,6 @@ def undo(model: nn.Module) -> nn.Module:
     if ledger is None:
         raise RefusedError(f"nothing to undo: {type(module).__name__} was not operated")
     ledger.take_back(module)
+    if (host := host_of(model)) is not None:
+        host.restored(model)
     return model

@@ -1,22 +1,42 @@
-"""The files of a saved model: each whole or not there, and checked when it is read."""
+"""The files of a saved model: each whole or not there, and checked when it is read.
+
+A folder holds a manifest and safetensors. A checkpoint of a training run is one file that holds the same, and what the
+training needs to go on: numbers, text and tensors only, so it is read without running anything.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
+import pickle
 import time
+import zipfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from surgeon.errors import LoadError
-from surgeon.manifest import MANIFEST, damaged
+from surgeon.manifest import MANIFEST, checked, damaged
 
 STEMS = ("weights", "buffers", "originals")
 DRAFT_SECONDS = 3600  # after which the process that was writing is taken to be dead
+KEYS = ("surgeon_manifest", "surgeon_tensors")
+
+
+@dataclass
+class Saved:
+    """What was read: the manifest, the tensors by file, and what else a checkpoint holds."""
+
+    manifest: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    more: dict[str, Any]
 
 
 def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -68,7 +88,7 @@ def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str,
     """
     entry = manifest["files"].get(stem)
     if entry is None:
-        raise damaged(folder, "files", manifest["files"])
+        raise damaged(folder / MANIFEST, "files", manifest["files"])
     path = folder / Path(entry["name"]).name
     try:
         data = path.read_bytes()
@@ -82,3 +102,39 @@ def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str,
         )
     tensors: dict[str, Tensor] = safetensors.torch.load(data)
     return tensors
+
+
+def write_checkpoint(path: Path, saved: Saved) -> None:
+    """Write one file that holds ``saved``, replacing an older one in one step."""
+    buffer = io.BytesIO()
+    torch.save({**saved.more, KEYS[0]: json.dumps({**saved.manifest, "files": {}}), KEYS[1]: saved.tensors}, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether :func:`write_checkpoint` wrote the file at ``path``; it is looked at, not unpickled."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            name = next(name for name in file.namelist() if name.endswith("/data.pkl"))
+            return all(key.encode() in file.read(name) for key in KEYS)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """What :func:`write_checkpoint` wrote.
+
+    Raises:
+        LoadError: When the file is something else, truncated, or holds more than data.
+    """
+    if not is_checkpoint(path):
+        raise LoadError(
+            f"{path} is a file, and no whole checkpoint of an operated detector; name a folder written by "
+            "surgeon.save, or open an ordinary ultralytics checkpoint by YOLO(path)"
+        )
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise LoadError(f"{path} is damaged: {str(error).splitlines()[0]}; restore it from a copy") from error
+    manifest, tensors = (held.pop(key) for key in KEYS)
+    return Saved(checked(json.loads(manifest), path), tensors, held)

@@ -18,8 +18,9 @@ FLOORS = {
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
     5: "building manifest storage persistence loading lowering verification verifying reference_nets",
+    6: "yolo",
 }
-FOLDERS = {"surgeon.ops.": 2, "surgeon.reference_nets.": 5}  # whatever is put there
+FOLDERS = {"surgeon.ops.": 2, "surgeon.reference_nets.": 5, "surgeon.yolo.": 6}  # whatever is put there
 FLOOR = {f"surgeon.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 ORDER = ("surgeon", "analysis", "recipes")
 WRITERS = ("edit.py", "derived.py", "freezing.py")

@@ -130,8 +130,8 @@ def test_other_kinds_of_objects_join_by_registering(monkeypatch: pytest.MonkeyPa
         def __init__(self) -> None:
             self.model = PlainNet()
 
-    monkeypatch.setattr(host, "_unwrappers", [])
-    host.register_host(lambda found: found.model if isinstance(found, Detector) else None)
+    monkeypatch.setattr(host, "_hosts", [])
+    host.register_host(host.Host(lambda found: found.model if isinstance(found, Detector) else None))
     detector = Detector()
     assert unwrap(detector) is detector.model and unwrap(detector.model) is detector.model
     assert surgeon.apply(detector, "spd", 32) is detector

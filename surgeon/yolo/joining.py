@@ -1,0 +1,145 @@
+"""How ultralytics' objects join: which module they hold, how large its images are, how it is built again.
+
+Nothing here imports ultralytics before one of its objects, or a file that names it, is at hand.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from surgeon.building import LIBRARIES, Builder, Library
+from surgeon.errors import LoadError, RefusedError
+from surgeon.host import Host, register_host
+
+DEFAULT_SIZE = 640  # ultralytics' own
+MISSING = "ultralytics is not installed: pip install 'cnn-surgeon[yolo]'"
+
+
+def comes_from(thing: Any, module: str, name: str) -> bool:
+    """Whether the class of ``thing`` is, or derives from, the class ``name`` of ``module``."""
+    return any((cls.__module__, cls.__name__) == (module, name) for cls in type(thing).__mro__)
+
+
+def is_object(thing: Any) -> bool:
+    """Whether it is a ``YOLO``, ``RTDETR`` or another of ultralytics' objects."""
+    return comes_from(thing, "ultralytics.engine.model", "Model")
+
+
+def is_network(thing: Any) -> bool:
+    """Whether it is the network inside such an object."""
+    return comes_from(thing, "ultralytics.nn.tasks", "BaseModel")
+
+
+def inner(thing: Any) -> nn.Module | None:
+    """The network inside an object of ultralytics'; None where it is no such object.
+
+    Raises:
+        RefusedError: When it holds an exported file.
+    """
+    if not is_object(thing):
+        return None
+    if not isinstance(thing.model, nn.Module):
+        raise RefusedError(
+            f"cannot operate on the exported model {thing.model}: its code is fixed; operate on the .pt it was made of"
+        )
+    return thing.model
+
+
+def image_size(module: nn.Module) -> tuple[int, int] | None:
+    """The ``imgsz`` a network of ultralytics' was made or trained for; None where it is none."""
+    if not is_network(module):
+        return None
+    args = getattr(module, "args", None) or {}
+    size = (args if isinstance(args, dict) else vars(args)).get("imgsz", DEFAULT_SIZE)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(height), int(width)
+
+
+def candidates(module: nn.Module) -> Iterator[Builder]:
+    """The class and yaml a network of ultralytics' says it was built from."""
+    if is_network(module) and isinstance(getattr(module, "yaml", None), dict):
+        drop = [m.p for m in module.modules() if isinstance(m, nn.Dropout)]
+        arguments = {
+            "cfg": module.yaml,
+            "task": getattr(module, "task", None),
+            "names": {str(number): name for number, name in getattr(module, "names", {}).items()},
+            "dropout": max(drop, default=0.0),
+            "fused": bool(module.is_fused()),  # type: ignore[operator]
+        }
+        yield {"yolo": original_class(module).__name__, "arguments": arguments}
+
+
+def original_class(thing: Any) -> type:
+    """Ultralytics' class of ``thing``, whatever was derived from it."""
+    return next(cls for cls in type(thing).__mro__ if cls.__module__.startswith("ultralytics."))
+
+
+def build(builder: Builder) -> nn.Module:
+    """Build a network of ultralytics' from its yaml, fetching nothing.
+
+    Raises:
+        LoadError: When ultralytics is missing, or the class is none of its networks.
+    """
+    try:
+        from ultralytics.nn import tasks
+    except ImportError as error:
+        raise LoadError(MISSING) from error
+    cls, given = getattr(tasks, builder["yolo"], None), builder["arguments"]
+    if not (isinstance(cls, type) and issubclass(cls, tasks.BaseModel)):
+        raise LoadError(f"ultralytics has no network of its own named {builder['yolo']!r}")
+    yaml = copy.deepcopy(given["cfg"])
+    module: nn.Module = cls(without_weights(yaml), ch=yaml.get("channels", 3), nc=yaml["nc"], verbose=False)
+    module.yaml, module.task = yaml, given["task"]
+    module.names = {int(number): name for number, name in given["names"].items()}
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = given["dropout"]
+    if given["fused"]:
+        raise LoadError("a fused network is not built again: save before fuse()")
+    return module
+
+
+def without_weights(yaml: dict[str, Any]) -> dict[str, Any]:
+    """The yaml with no weights named, so that building the network fetches none."""
+    bare = copy.deepcopy(yaml)
+    for layer in [*bare["backbone"], *bare["head"]]:
+        if layer[2] == "TorchVision" and len(layer[3]) > 2:
+            layer[3][2] = None
+    return bare
+
+
+def dress(module: nn.Module, builder: Builder, path: Path, more: dict[str, Any]) -> nn.Module:
+    """The object around a network loaded from ``path``, ready to train on."""
+    from surgeon.yolo.objects import object_around
+
+    return object_around(module, path, more)
+
+
+def operated(thing: Any) -> None:
+    """Let an object train, save and load with its surgery."""
+    from surgeon.yolo.objects import keep_surgery
+
+    keep_surgery(thing)
+
+
+def restored(thing: Any) -> None:
+    """Make it ultralytics' plain object again."""
+    from surgeon.yolo.objects import forget_surgery
+
+    forget_surgery(thing)
+
+
+def around(thing: Any, module: nn.Module) -> Any:
+    """A plain object like ``thing`` that holds ``module``."""
+    from surgeon.yolo.objects import plain_around
+
+    return plain_around(thing, module)
+
+
+register_host(Host(inner, image_size, operated, restored, around))
+LIBRARIES["yolo"] = Library(candidates, build, on_meta=False, dress=dress)

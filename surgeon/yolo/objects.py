@@ -1,0 +1,157 @@
+"""``YOLO`` objects that keep their surgery when they train, save and load.
+
+An operated object stays an instance of its class: a class derived from it gives its own ``train``, ``save``, ``load``
+and ``tune``. Entries of the same names in its ``__dict__`` stand guard: ``YOLO(operated)`` shares that dict but not the
+derived class, and would train a stock network without a word.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from surgeon.building import replay
+from surgeon.derived import derive, hows, underived
+from surgeon.errors import RefusedError
+from surgeon.ledger import Ledger
+from surgeon.yolo.checkpoints import OPENED, read_as_ultralytics, reading, write
+from surgeon.yolo.training import operated_trainer
+
+GUARDED = ("train", "save", "load", "tune")
+
+
+@dataclass(frozen=True)
+class Operated:
+    """How the class of an operated object is derived."""
+
+    child = ""
+
+    def members(self, module: nn.Module) -> dict[str, Any]:
+        """Its methods; as properties they come before the guards in the object's ``__dict__``."""
+        base = type(module)
+        own = {"train": partial(_train, base), "save": _save, "load": partial(_load, base), "tune": _tune}
+        return {name: _method(own[name], getattr(base, name)) for name in GUARDED}
+
+
+def _method(function: Callable[..., Any], like: Any) -> property:
+    def bound(self: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(self, *args, **kwargs)
+
+        call.__name__, call.__doc__ = like.__name__, like.__doc__
+        return MethodType(call, self)
+
+    return property(bound)
+
+
+def _guard(name: str, *_: Any, **__: Any) -> Any:
+    raise RefusedError(
+        f"cannot {name}: this object shares an operated network and would lose its surgery; use the object that "
+        f"surgeon.apply returned, or surgeon.load, instead of YOLO(object)"
+    )
+
+
+def keep_surgery(thing: Any) -> None:
+    """Derive the class of an operated object, and put up the guards."""
+    if not any(isinstance(how, Operated) for how in hows(thing)):
+        derive(thing, Operated())
+    for name in GUARDED:
+        thing.__dict__[name] = partial(_guard, name)
+    thing.predictor = None  # it holds a copy of the network as it was
+
+
+def forget_surgery(thing: Any) -> None:
+    """Take the derived class and the guards away."""
+    if any(isinstance(how, Operated) for how in hows(thing)):
+        underived(thing)
+    for name in GUARDED:
+        thing.__dict__.pop(name, None)
+    thing.predictor = None
+
+
+def object_around(module: nn.Module, path: Path, more: dict[str, Any]) -> Any:
+    """Ultralytics' object around a network read from ``path``, as if its own loader had opened it."""
+    from ultralytics import YOLO
+
+    name = str(path if path.suffix == ".pt" else path / "model.pt")
+    with reading(), OPENED.set_to({name: read_as_ultralytics(module, name, more)}):
+        thing = YOLO(name)
+    if path.suffix != ".pt":  # a folder of ours is no file ultralytics could train from
+        thing.overrides["model"] = thing.model_name = thing.model.yaml.get("yaml_file", "model.yaml")
+    if Ledger.of(module) is not None:
+        keep_surgery(thing)
+    return thing
+
+
+def plain_around(thing: Any, module: nn.Module) -> Any:
+    """A plain object of the same kind around another network: no derived class, no guards, nothing shared."""
+    base = next(cls for cls in type(thing).__mro__ if cls.__module__.startswith("ultralytics."))
+    new = object.__new__(base)
+    left_out = (*GUARDED, "_modules", "predictor", "trainer", "metrics", "ckpt")
+    new.__dict__ = {name: copy.copy(value) for name, value in thing.__dict__.items() if name not in left_out}
+    new.__dict__.update(_modules={}, predictor=None, trainer=None, metrics=None, ckpt={})
+    new.model = module
+    return new
+
+
+def _train(base: type, self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    """Train by ultralytics' own trainer, which keeps the surgery and starts from the weights in memory."""
+    network = self.model
+    ledger = Ledger.of(network)
+    if ledger is None:
+        raise RefusedError("the network of this object was exchanged after the surgery: surgeon.apply it again")
+    if not self.ckpt:
+        self.ckpt = {"model": network}  # so that training starts from memory, for objects built from a yaml too
+    keeps = operated_trainer(trainer or self._smart_load("trainer"), ledger.record, ledger.input_size)
+    with reading():
+        result = base.train(self, trainer=keeps, **kwargs)  # type: ignore[attr-defined]
+    trained = Ledger.of(self.model)
+    if trained is None or trained.record.recipe != ledger.record.recipe:
+        raise RefusedError("training ended with a network that lost its surgery; please report this with your versions")
+    if self.model is not network and trained.log is None and _shapes(self.model) == _shapes(network):
+        trained.log, trained.before = copy.deepcopy(ledger.log), ledger.before  # so that undo still works
+    return result
+
+
+def _shapes(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _save(self: Any, filename: str | Path = "saved_model.pt") -> None:
+    """Write a checkpoint that holds data and no module; ``surgeon.load`` opens it."""
+    self._check_is_pytorch_model()
+    write(
+        self.model, Path(filename), {name: value for name, value in self.ckpt.items() if name not in ("model", "ema")}
+    )
+
+
+def _load(base: type, self: Any, weights: Any = "yolo26n.pt") -> Any:
+    """Take over weights; those of an unoperated network are operated on first, as this one was."""
+    ledger = Ledger.of(self.model)
+    with reading():
+        if isinstance(weights, (str, Path)):
+            from ultralytics.nn import tasks
+
+            weights, _ = tasks.load_checkpoint(weights)
+        if isinstance(weights, nn.Module) and Ledger.of(weights) is None and ledger is not None:
+            weights = copy.deepcopy(weights)
+            replay(weights, ledger.record, ledger.input_size, keep=False)
+        return base.load(self, weights)  # type: ignore[attr-defined]
+
+
+def _tune(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Refuse: ultralytics tunes in fresh processes, which build the network anew from its yaml."""
+    raise RefusedError(
+        "cannot tune an operated object: tune() starts fresh processes that would train the network without its "
+        "surgery; tune the original, then train the operated object with the settings found"
+    )
+
+
+__all__ = ["forget_surgery", "keep_surgery", "object_around", "plain_around"]
