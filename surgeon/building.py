@@ -127,7 +127,8 @@ def blank(builder: Builder) -> nn.Module:
 
 def weightless(model: nn.Module) -> nn.Module:
     """Move parameters and buffers, and no other tensor, to the meta device; returns the model."""
-    return nn.Module._apply(model, lambda tensor: tensor.to("meta"))
+    nn.Module._apply(model, lambda tensor: tensor.to("meta"))  # type: ignore[no-untyped-call]
+    return model
 
 
 def _candidates(model: nn.Module) -> Iterator[Builder]:

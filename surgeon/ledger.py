@@ -27,7 +27,7 @@ class Ledger:
         record: Every change since the first ``apply``.
         input_size: (C, H, W) of the first ``apply``.
         sites: Every rewritten site, by the name of its op.
-        log: How to take each edit back; None when the originals were dropped.
+        log: How to take each edit back; None when the originals were not kept.
         before: The tensors of the untouched parts as they were at the first ``apply``, on the CPU.
         located: Every site of the model before the first ``apply``: selections mean that model.
     """
@@ -78,11 +78,12 @@ class Ledger:
         """Bring ``model`` back to before the first ``apply``, every value included.
 
         Raises:
-            RefusedError: When the originals were dropped, or modules that were operated are gone.
+            RefusedError: When the originals were not kept, or modules that were operated are gone.
         """
         if self.log is None:
             raise RefusedError(
-                "cannot undo: the originals were dropped (keep_originals: false); load the original checkpoint instead"
+                "cannot undo: the originals were not kept (keep_originals: false, or the network was rebuilt in training "
+                "for other classes or read from its checkpoints); load the original checkpoint instead"
             )
         try:
             revert(model, self.log)

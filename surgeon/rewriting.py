@@ -110,7 +110,7 @@ def undo(model: nn.Module) -> nn.Module:
     for the operated model still holds its parameters: build it anew.
 
     Raises:
-        RefusedError: When nothing was applied, the originals were dropped, or operated modules are gone; the model is
+        RefusedError: When nothing was applied, the originals were not kept, or operated modules are gone; the model is
             then as it was.
 
     Example:

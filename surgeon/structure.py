@@ -15,8 +15,19 @@ from surgeon.recorder import function_name
 from surgeon.tracing import record_forward
 
 Structure = dict[str, str]
-NO_FUNCTION = ("training", "grad_checkpointing", "num_classes")  # settings that change no result
+NO_FUNCTION = ("training", "grad_checkpointing", "num_classes", "inplace")
+NO_FUNCTION += (
+    "pt_path",
+    "np",
+    "max_det",
+    "shape",
+    "export",
+    "dynamic",
+    "format",
+)  # what ultralytics notes on the way  # settings that change no result
 ELSEWHERE = re.compile(r" at 0x[0-9a-f]+|device\(type='\w+'(, index=\d+)?\)")  # differs from process to process
+
+IN_PLACE = re.compile(r"(, )?inplace=\w+")  # where a result is written, not what it is
 
 
 def structure(model: nn.Module) -> Structure:
@@ -38,7 +49,7 @@ def first_difference(there: Mapping[str, str], here: Mapping[str, str]) -> str |
         "'conv': Conv2d(3) there, Conv2d(4) here"
     """
     for path in dict.fromkeys([*there, *here]):
-        if there.get(path) != here.get(path):
+        if IN_PLACE.sub("", there.get(path, "")) != IN_PLACE.sub("", here.get(path, "")):
             return f"'{path}': {there.get(path, 'none')} there, {here.get(path, 'none')} here"
     return None
 

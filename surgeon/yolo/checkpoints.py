@@ -100,7 +100,7 @@ def plain(value: Any, where: str) -> Any:
     raise SurgeonError(f"cannot write {where}: it is a {type(value).__name__}; checkpoints hold data only")
 
 
-def read_as_ultralytics(module: nn.Module, path: str, more: dict[str, Any]) -> Opened:
+def read_as_ultralytics(module: Any, path: str, more: dict[str, Any]) -> Opened:
     """What ultralytics' loader answers for a file: the network with its arguments, and the rest as a dict."""
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -146,9 +146,8 @@ def _load_checkpoint(stock: Any) -> Any:
             found: Opened = stock(weight, device, inplace, fuse)
             return found
         saved = read_checkpoint(Path(str(weight)))
-        module, rest = read_as_ultralytics(rebuild(Path(str(weight)), saved), str(weight), saved.more)
-        if fuse:
-            module = module.fuse(verbose=False)  # type: ignore[operator]
+        network, rest = read_as_ultralytics(rebuild(Path(str(weight)), saved), str(weight), saved.more)
+        module: Any = network.fuse(verbose=False) if fuse else network  # type: ignore[operator]
         for part in module.modules():
             if hasattr(part, "inplace"):
                 part.inplace = inplace

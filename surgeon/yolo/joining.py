@@ -68,10 +68,22 @@ def candidates(module: nn.Module) -> Iterator[Builder]:
             "cfg": module.yaml,
             "task": getattr(module, "task", None),
             "names": {str(number): name for number, name in getattr(module, "names", {}).items()},
+            "class_width": class_width(module),
             "dropout": max(drop, default=0.0),
             "fused": bool(module.is_fused()),  # type: ignore[operator]
         }
         yield {"yolo": original_class(module).__name__, "arguments": arguments}
+
+
+def class_width(module: nn.Module) -> int | None:
+    """Channels of the class branch of a detector's head; None where it has none.
+
+    It follows the number of classes, but a network trained on for other classes keeps the width it was built with.
+    """
+    head = list(module.children())[-1][-1]  # type: ignore[index]
+    branch = getattr(head, "cv3", None)
+    found = getattr(branch[0][-1], "in_channels", None) if isinstance(branch, nn.ModuleList) else None
+    return found if isinstance(found, int) else None
 
 
 def original_class(thing: Any) -> type:
@@ -93,15 +105,22 @@ def build(builder: Builder) -> nn.Module:
     if not (isinstance(cls, type) and issubclass(cls, tasks.BaseModel)):
         raise LoadError(f"ultralytics has no network of its own named {builder['yolo']!r}")
     yaml = copy.deepcopy(given["cfg"])
-    module: nn.Module = cls(without_weights(yaml), ch=yaml.get("channels", 3), nc=yaml["nc"], verbose=False)
+
+    def of_classes(number: int) -> Any:
+        return cls({**without_weights(yaml), "nc": number}, ch=yaml.get("channels", 3), nc=number, verbose=False)
+
+    module = of_classes(yaml["nc"])
+    if given["class_width"] not in (None, class_width(module)):
+        module.load(of_classes(given["class_width"]), verbose=False)  # ultralytics' own way to another width
     module.yaml, module.task = yaml, given["task"]
     module.names = {int(number): name for number, name in given["names"].items()}
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = given["dropout"]
+    network: nn.Module = module
     if given["fused"]:
         raise LoadError("a fused network is not built again: save before fuse()")
-    return module
+    return network
 
 
 def without_weights(yaml: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +136,8 @@ def dress(module: nn.Module, builder: Builder, path: Path, more: dict[str, Any])
     """The object around a network loaded from ``path``, ready to train on."""
     from surgeon.yolo.objects import object_around
 
-    return object_around(module, path, more)
+    thing: nn.Module = object_around(module, path, more)
+    return thing
 
 
 def operated(thing: Any) -> None:

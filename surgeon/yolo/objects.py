@@ -36,8 +36,8 @@ class Operated:
     def members(self, module: nn.Module) -> dict[str, Any]:
         """Its methods; as properties they come before the guards in the object's ``__dict__``."""
         base = type(module)
-        own = {"train": partial(_train, base), "save": _save, "load": partial(_load, base), "tune": _tune}
-        return {name: _method(own[name], getattr(base, name)) for name in GUARDED}
+        own: list[Callable[..., Any]] = [partial(_train, base), _save, partial(_load, base), _tune]
+        return {name: _method(do, getattr(base, name)) for name, do in zip(GUARDED, own, strict=True)}
 
 
 def _method(function: Callable[..., Any], like: Any) -> property:
@@ -93,7 +93,7 @@ def object_around(module: nn.Module, path: Path, more: dict[str, Any]) -> Any:
 def plain_around(thing: Any, module: nn.Module) -> Any:
     """A plain object of the same kind around another network: no derived class, no guards, nothing shared."""
     base = next(cls for cls in type(thing).__mro__ if cls.__module__.startswith("ultralytics."))
-    new = object.__new__(base)
+    new: Any = object.__new__(base)
     left_out = (*GUARDED, "_modules", "predictor", "trainer", "metrics", "ckpt")
     new.__dict__ = {name: copy.copy(value) for name, value in thing.__dict__.items() if name not in left_out}
     new.__dict__.update(_modules={}, predictor=None, trainer=None, metrics=None, ckpt={})

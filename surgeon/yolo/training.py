@@ -48,6 +48,7 @@ class OperatedTrainer:
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """The operated network, with the weights given, for the data's classes and channels."""
         stock = None if weights is None or Ledger.of(weights) is not None else weights
+        cfg = copy.deepcopy(cfg)  # ultralytics writes the data's classes into it
         fresh: nn.Module = super().get_model(cfg=cfg, weights=stock, verbose=verbose)  # type: ignore[misc]
         if weights is not None and stock is None and _like(fresh, weights):
             return _named(copy.deepcopy(weights), fresh)

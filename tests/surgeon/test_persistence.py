@@ -108,7 +108,7 @@ def test_originals_that_were_dropped_stay_dropped(tmp_path: Path) -> None:
     model = tiny({"surgery": ["spd"], "keep_originals": False})
     loaded = surgeon.load(surgeon.save(model, tmp_path))
     assert torch.equal(loaded(X), model(X)) and not list(tmp_path.glob("originals-*"))
-    with pytest.raises(surgeon.RefusedError, match="the originals were dropped"):
+    with pytest.raises(surgeon.RefusedError, match="the originals were not kept"):
         surgeon.undo(loaded)
 
 

@@ -54,7 +54,7 @@ def test_name_and_keep_originals_are_read(tmp_path: Path) -> None:
         recipe = Recipe.parse(given)
         assert (recipe.name, recipe.keep_originals, recipe.to_list()) == ("mine", False, MINIMAL)
     model = surgeon.apply(PlainNet(), file, 32)
-    with pytest.raises(surgeon.RefusedError, match="originals were dropped"):
+    with pytest.raises(surgeon.RefusedError, match="originals were not kept"):
         surgeon.undo(model)
 
 
