@@ -137,3 +137,67 @@ def _data_kind(value: Any) -> str:
 DataSection = Annotated[
     Annotated[DigitsData, Tag("digits")] | Annotated[ImageData, Tag("images")], Discriminator(_data_kind)
 ]
+
+
+class YoloData(Section):
+    """``data:`` of a detector: a data yaml as ultralytics reads it, one of its own by name (``coco8.yaml``) or a file.
+
+    It names the images, splits and classes; ultralytics fetches its own data sets where they are missing.
+    """
+
+    dataset: str
+
+    @field_validator("dataset")
+    @classmethod
+    def _a_yaml(cls, value: str) -> str:
+        if value.endswith((".yaml", ".yml")):
+            return value
+        raise ValueError(
+            f"'{value}' is no data set for detectors; name a data yaml (coco8.yaml, or a file), or digits_detection"
+        )
+
+
+class DigitsDetectionData(Section):
+    """``data:`` with ``dataset: digits_detection``: real digits, many and small, on texture, written on the spot.
+
+    `image_size`, `object_size` (smallest and largest) are pixels; `objects` is the number of digits per image at most;
+    `root` is where the images are written, the folder of the run where it is left out.
+    """
+
+    dataset: Literal["digits_detection"] = "digits_detection"
+    image_size: Annotated[int, Field(ge=32, le=2048)] = 160
+    images: Count = 400
+    val_images: Count = 100
+    seed: Annotated[int, Field(ge=0)] = 0
+    object_size: tuple[Annotated[int, Field(ge=8)], int] = (8, 64)
+    objects: Count = 12
+    root: str | None = None
+
+    @model_validator(mode="after")
+    def _digits_fit(self) -> Self:
+        (low, high), most = self.object_size, self.image_size * 2 // 3
+        if not low <= high <= most:
+            raise ValueError(f"object_size is [{low}, {high}]; write smallest <= largest <= {most} (2/3 of image_size)")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Return what `recipes.digits_detection.write` takes."""
+        return self.model_dump(exclude={"dataset", "root"})
+
+
+def _detection_kind(value: Any) -> str:
+    name = value.get("dataset") if isinstance(value, dict) else getattr(value, "dataset", None)
+    return "digits_detection" if name == "digits_detection" else "yaml"
+
+
+DetectionData = Annotated[
+    Annotated[DigitsDetectionData, Tag("digits_detection")] | Annotated[YoloData, Tag("yaml")],
+    Discriminator(_detection_kind),
+]
+
+
+def section_of(data: Any, detection: bool) -> type[Section]:
+    """Return the class that reads a ``data:`` section, of a classifier's recipe or a detector's."""
+    if detection:
+        return DigitsDetectionData if _detection_kind(data) == "digits_detection" else YoloData
+    return DigitsData if _data_kind(data) == "digits" else ImageData

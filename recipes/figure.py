@@ -17,6 +17,7 @@ from recipes.evaluating import Score
 
 Row = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+LABELS = {"val_accuracy": "validation accuracy", "map50_95": "mAP50-95 on the validation images"}
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -57,12 +58,13 @@ def curves(title: str, rows: Mapping[str, Sequence[Row]], scores: Mapping[str, S
     return figure
 
 
-def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
-    """Draw validation accuracy of every variant over several runs: each run thin, their mean bold.
+def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]], metric: str = "val_accuracy") -> Figure:
+    """Draw a metric of every variant over several runs: each run thin, their mean bold.
 
     Args:
         title: Of the figure.
         rows: Variant to the rows of each of its runs.
+        metric: ``val_accuracy``, or ``map50_95`` of detectors.
 
     Example:
         >>> line = [{"epoch": 0, "val_accuracy": 0.1}, {"epoch": 1, "val_accuracy": 0.5}]
@@ -74,7 +76,7 @@ def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     accuracy, loss = figure.subplots(1, 2)
     for position, (name, runs) in enumerate(rows.items()):
         style: dict[str, Any] = {"color": COLOURS[position % len(COLOURS)]}
-        for axes, key in ((accuracy, "val_accuracy"), (loss, "train_loss")):
+        for axes, key in ((accuracy, metric), (loss, "train_loss")):
             lines = [[(row["epoch"], row[key]) for row in run if key in row] for run in runs]
             for line in filter(None, lines):
                 axes.plot(*zip(*line, strict=True), linewidth=0.6, alpha=0.45, **style)
@@ -82,8 +84,10 @@ def paired(title: str, rows: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
             mean = [sum(value for _, value in points) / len(points) for points in together]
             broken = ("-", "--", ":")[position % 3]  # lines that coincide stay visible
             axes.plot([points[0][0] for points in together], mean, linewidth=1.8, linestyle=broken, label=name, **style)
-    _label(accuracy, "validation accuracy", f"thin: each of {max(map(len, rows.values()))} seeds; bold: their mean")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    seeds = max(map(len, rows.values()))
+    _label(accuracy, LABELS[metric], f"thin: each of {seeds} seeds; bold: their mean" if seeds > 1 else "")
+    if metric == "val_accuracy":
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     _label(loss, "training loss", "")
     for axes in (accuracy, loss):
         axes.get_legend().remove()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import surgeon
 from recipes.problems import Problem, key_path, nearest, problems_of, summary
-from recipes.schema import PROBES, RecipeFile, TrainSection
+from recipes.schema import PROBES, RecipeFile, recipe_class
 from surgeon.errors import RecipeError
 
 ZOO = Path(__file__).parent / "zoo"
@@ -119,26 +119,26 @@ def _analysis_problems(analysis: Any) -> list[Problem]:
     return problems
 
 
-def _own_problems(error: ValidationError, path: tuple[str, ...], own: Mapping[str, Any]) -> list[Problem]:
+def _own_problems(error: ValidationError, path: tuple[str, ...], document: Mapping[str, Any]) -> list[Problem]:
     """Keep the problems that a variant's own keys cause; the recipe's are reported at their place."""
-    base = ".".join(path)
-    problems = [(key.removeprefix(base), text) for key, text in problems_of(error, {}, path)]
+    base, own = ".".join(path), document["compare"][path[1]]["train"]
+    problems = [(key.removeprefix(base), text) for key, text in problems_of(error, document, path)]
     return [(base + key, text) for key, text in problems if not key or re.split(r"[.\[]", key[1:])[0] in own]
 
 
 def _variant_problems(document: Mapping[str, Any]) -> list[Problem]:
     """Check what the entries of `compare` make of the recipe's `surgery` and `train`."""
     problems: list[Problem] = []
-    entries, base = document.get("compare"), document.get("train")
+    entries, base, section = document.get("compare"), document.get("train"), recipe_class(document).train_section()
     for name, entry in entries.items() if isinstance(entries, Mapping) else ():
         if not isinstance(entry, Mapping):
             continue
         problems += _surgery_problems(entry.get("surgery"), ("compare", str(name), "surgery"))
         if isinstance(entry.get("train"), Mapping) and isinstance(base, Mapping):
             try:
-                TrainSection.model_validate({**base, **entry["train"]})
+                section.model_validate({**base, **entry["train"]})
             except ValidationError as error:
-                problems += _own_problems(error, ("compare", str(name), "train"), entry["train"])
+                problems += _own_problems(error, ("compare", str(name), "train"), document)
     return problems
 
 
@@ -169,7 +169,7 @@ def parse(document: Any, source: str = "recipe") -> RecipeFile:
     problems = [*_surgery_problems(document.get("surgery"), ("surgery",)), *_variant_problems(document)]
     problems += _analysis_problems(document.get("analysis"))
     try:
-        recipe = RecipeFile.model_validate(dict(document))
+        recipe = recipe_class(document).model_validate(dict(document))
     except ValidationError as error:
         raise summary(source, problems_of(error, document) + problems) from None
     if problems:

@@ -5,28 +5,18 @@ Separate from the schema so that every message has one home: what is wrong, the 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from recipes import data_schema, schema
+from recipes.detect_schema import ULTRALYTICS
+from recipes.wording import nearest as nearest
 from surgeon.errors import RecipeError
 
 Problem = tuple[str, str]  # key path, message
-_TAGS = {"digits", "images"}  # names pydantic puts in the path of a tagged union
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of the allowed names, or an empty string.
-
-    Example:
-        >>> nearest("epoch", ["epochs", "lr"])
-        "; did you mean 'epochs'?"
-    """
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+_TAGS = {"digits", "images", "digits_detection", "yaml"}  # names pydantic puts in the path of a tagged union
 
 
 def key_path(parts: Sequence[str | int]) -> str:
@@ -37,27 +27,27 @@ def key_path(parts: Sequence[str | int]) -> str:
     return text
 
 
-def _section(parts: Sequence[str | int], data: Any) -> type[data_schema.Section] | None:
+def _section(parts: Sequence[str | int], document: Any) -> type[data_schema.Section] | None:
     """Return the class of the section at a path, to name its keys."""
+    recipe = schema.recipe_class(document)
     if not parts:
-        return schema.RecipeFile
+        return recipe
     if parts[0] == "data":
-        digits = isinstance(data, dict) and data.get("dataset") == "digits"
-        return data_schema.DigitsData if digits else data_schema.ImageData
+        return data_schema.section_of(document.get("data"), issubclass(recipe, schema.DetectorRecipe))
     if parts[-1] == "shift" and parts[-2:-1] in (["train"], ["pretrain"]):
         return schema.ShiftSection
     if parts[0] == "compare":
-        return schema.VariantSection if len(parts) == 2 else schema.TrainSection
+        return schema.VariantSection if len(parts) == 2 else recipe.train_section()
     sections: dict[str, type[data_schema.Section]] = {
         "model": schema.ModelSection,
-        "train": schema.TrainSection,
-        "pretrain": schema.TrainSection,
+        "train": recipe.train_section(),
+        "pretrain": recipe.train_section(),
     }
     return sections.get(str(parts[0]))
 
 
 def _unknown_key(parts: Sequence[str | int], document: Any) -> str:
-    section = _section(parts[:-1], document.get("data") if isinstance(document, dict) else None)
+    section = _section(parts[:-1], document)
     allowed = sorted(section.model_fields) if section else []
     return f"unknown key '{parts[-1]}'{nearest(str(parts[-1]), allowed)} (allowed: {', '.join(allowed)})"
 
@@ -82,6 +72,8 @@ def _message(error: Any, parts: Sequence[str | int], document: Any) -> str:
         return _unknown_key(parts, document)
     if kind == "missing":
         return "is required"
+    if kind == ULTRALYTICS:
+        return str(error["msg"])
     if kind == "value_error":
         text = str(error["ctx"]["error"])
         return _choices(text) or text

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from rich.console import Console
 from torch import nn
 
@@ -22,14 +22,17 @@ from recipes import figure, summary
 from recipes.build import build, operate, rehearse
 from recipes.claiming import alone, check, claim
 from recipes.data import Data, Source, batch, open_source
+from recipes.detect_running import WRITES as DETECTOR_WRITES
+from recipes.detect_running import DetectorSteps
 from recipes.evaluating import Score, evaluate
 from recipes.finetuning import WRITES as TRAINING_WRITES
 from recipes.finetuning import Finetuned, finetune
 from recipes.fitting import outputs
 from recipes.folders import write_json, write_text
 from recipes.loading import load
-from recipes.processes import Processes, processes
-from recipes.schema import RecipeFile, TrainSection
+from recipes.processes import processes
+from recipes.schema import DetectorRecipe, RecipeFile, TrainSection
+from recipes.steps import Steps, ops_in
 
 WRITES = (*TRAINING_WRITES, "record.json", "record.txt", "verification.txt", "weights", "weights_ema", "pretrain")
 VERIFIED = 512  # validation images an operated model is verified on, about
@@ -43,36 +46,30 @@ class Run:
     Attributes:
         folder: ``recipe.yaml``, ``summary.txt``, ``curves.png``; per variant ``record.json``, ``metrics.jsonl`` and
             ``weights/`` for `surgeon.load`. A recipe that compares keeps each variant in a folder of its name.
-        rows: One dict per variant: parameters, MACs, accuracies (0 to 1) with Wilson's 95% interval.
+        rows: One dict per variant: parameters, MACs, accuracies (0 to 1) with Wilson's 95% interval; of detectors
+            mean average precision, COCO's AP by size of object.
         verdicts: In words, whether the variants can be told apart.
+        outcomes: One `summary.Outcome` or `summary.DetectionOutcome` per variant.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     verdicts: list[str]
-    outcomes: list[summary.Outcome]
+    outcomes: list[Any]
 
     def __str__(self) -> str:
         return "\n".join([summary.as_table(self.outcomes), *self.verdicts])
 
 
 @dataclass
-class _Run:
-    """One run under way."""
+class _ClassifierSteps(Steps):
+    """One run of a classifier's recipe under way."""
 
-    recipe: RecipeFile
-    folder: Path
-    who: Processes
-    console: Console
     sources: dict[int, Source] = field(default_factory=dict)
 
     @property
     def settings(self) -> TrainSection:
         return self.recipe.train or self.recipe.pretrain or TrainSection()
-
-    def say(self, text: str) -> None:
-        if self.who.main:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def prepare(self) -> nn.Module:
         """Build the model, and try whatever can be refused, so that nothing is trained or written in vain."""
@@ -122,7 +119,7 @@ class _Run:
         model, data = copy.deepcopy(base), self.batched(base, recipe)
         size = data.input_size if data is not None else None
         operate(model, recipe, self.settings.seed, size)
-        self.keep_record(name, base, model, data, place)
+        self.verify(name, base, model, data, place)
         before = self.score(model, data)
         trained: Finetuned | None = None
         if recipe.train is not None and data is not None:
@@ -132,44 +129,38 @@ class _Run:
             if trained is not None and trained.ema is not None:
                 surgeon.save(trained.ema, place / "weights_ema")
         after = self.score(model, data) if trained else before
-        ops = ", ".join(dict.fromkeys(change.op for change in surgeon.record(model).changes)) or "none"
         params = sum(parameter.numel() for parameter in model.parameters())
         macs = summary.macs_of(model, size or surgeon.record(model).input_size or _input_size(model))
-        return summary.Outcome(name, ops, params, macs, before, after, trained.rows if trained else [])
+        return summary.Outcome(name, ops_in(model), params, macs, before, after, trained.rows if trained else [])
 
-    def keep_record(self, name: str, base: nn.Module, model: nn.Module, data: Data | None, place: Path) -> None:
-        """Write the table of changes, and how the operated model answers on real images."""
-        record = surgeon.record(model)
-        if not self.who.main:
-            return
-        write_text(place / "record.json", record.to_json() + "\n")
-        write_text(place / "record.txt", f"{record}\n")
-        if not record.changes:
-            return
-        self.say(f"\n{name}: the table of changes\n{record}")
-        if data is not None:
+    def verify(self, name: str, base: nn.Module, model: nn.Module, data: Data | None, place: Path) -> None:
+        """Keep the table of changes, and how the operated model answers on real images."""
+        if self.who.main and self.keep_record(name, model, place) and data is not None:
             some = islice(data.val, -(-VERIFIED // self.settings.batch_size))
-            verification = str(surgeon.verify(base, model, some))
-            write_text(place / "verification.txt", verification + "\n")
-            self.say(f"\n{name}: before and after the surgery, on validation images\n{verification}\n")
+            self.keep_verification(name, surgeon.verify(base, model, some), place)
 
     def score(self, model: nn.Module, data: Data | None) -> Score | None:
         return None if data is None else evaluate(model.to(self.who.device), data.val, self.who)
 
-    def finish(self, outcomes: list[summary.Outcome]) -> Run:
-        """Write summary and figure, and say the result."""
-        versions = {"torch": torch.__version__, "timm": timm.__version__, "surgeon": surgeon.__version__}
-        run = Run(self.folder, [one.row() for one in outcomes], summary.verdicts(outcomes), outcomes)
-        if self.who.main:
-            notes = {"recipe": self.recipe.name, "versions": versions, "device": str(self.who.device)}
-            write_json(self.folder / "summary.json", summary.as_json(outcomes, notes))
-            write_text(self.folder / "summary.txt", f"{run}\n")
-            scores = {one.name: one.after for one in outcomes if one.rows and one.after is not None}
-            if scores:
-                drawn = figure.curves(self.recipe.name, {o.name: o.rows for o in outcomes if o.name in scores}, scores)
-                figure.save(drawn, self.folder / "curves.png")
-        self.say(f"\n{run}\nEverything is in {self.folder}")
-        return run
+
+def _finish(this: Steps, outcomes: list[Any]) -> Run:
+    """Write summary and figure, and say the result."""
+    run = Run(this.folder, [one.row() for one in outcomes], summary.verdicts(outcomes), outcomes)
+    if this.who.main:
+        packages = ("torch", "timm", *(("ultralytics",) if isinstance(this.recipe, DetectorRecipe) else ()))
+        versions = {**{name: version(name) for name in packages}, "surgeon": surgeon.__version__}
+        notes = {"recipe": this.recipe.name, "versions": versions, "device": this.device}
+        write_json(this.folder / "summary.json", summary.as_json(outcomes, notes))
+        write_text(this.folder / "summary.txt", f"{run}\n")
+        lines = {one.name: one.rows for one in outcomes if one.rows and one.after is not None}
+        if lines and isinstance(this.recipe, DetectorRecipe):
+            drawn = figure.paired(this.recipe.name, {name: [rows] for name, rows in lines.items()}, "map50_95")
+            figure.save(drawn, this.folder / "curves.png")
+        elif lines:
+            scores = {one.name: one.after for one in outcomes if one.name in lines}
+            figure.save(figure.curves(this.recipe.name, lines, scores), this.folder / "curves.png")
+    this.say(f"\n{run}\nEverything is in {this.folder}")
+    return run
 
 
 def _input_size(model: nn.Module) -> tuple[int, ...]:
@@ -206,12 +197,14 @@ def run(
     """
     recipe = load(recipe)
     place = Path(folder).expanduser() if folder is not None else Path("runs") / recipe.name
-    names = (*WRITES, *REPORTS, *recipe.compare)
-    device = (recipe.train or recipe.pretrain or TrainSection()).device
+    detector = isinstance(recipe, DetectorRecipe)
+    names = (*(DETECTOR_WRITES if detector else WRITES), *REPORTS, *recipe.compare)
+    device = "cpu" if detector else (recipe.train or recipe.pretrain or TrainSection()).device
     with processes(device) as who, alone(place if who.main else None):
         if who.main:
             check(place, recipe, names, resume)
-        this = _Run(recipe, place, who, console or Console())
+        steps = DetectorSteps if detector else _ClassifierSteps
+        this = steps(recipe, place, who, console or Console())
         base = this.prepare()
         if who.main:
             claim(place, recipe, names, resume)
@@ -221,4 +214,4 @@ def run(
             this.variant(name, variant, base, place / name if recipe.compare else place)
             for name, variant in recipe.variants().items()
         ]
-        return this.finish(outcomes)
+        return _finish(this, outcomes)

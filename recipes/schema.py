@@ -6,16 +6,27 @@ Only this file and `data_schema` know pydantic's classes; reading files and word
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from recipes.data_schema import Count, DataSection, Name, NonNegative, Positive, Section, Share
+from recipes.data_schema import Count, DataSection, DetectionData, Name, NonNegative, Positive, Section, Share
+from recipes.detect_schema import DetectTrain
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
 OF_TIMM = ("pretrained", "checkpoint", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "args")
-TAKEN = ("recipe.yaml", "environment.jsonl", "summary.json", "summary.txt", "curves.png", "pretrain")
+TAKEN = (
+    "recipe.yaml",
+    "environment.jsonl",
+    "summary.json",
+    "summary.txt",
+    "curves.png",
+    "pretrain",
+    "start.pt",
+    "data",
+)
 PROBES: tuple[str, ...] = ()  # analyses a recipe may name; they come with the package `analysis`
 PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",
@@ -26,8 +37,9 @@ PATTERNS = {  # what the two patterns above mean, in words
 class ModelSection(Section):
     """``model:`` where the network comes from; exactly one of `timm`, `folder`, `yolo`.
 
-    `checkpoint` is a file of weights (safetensors, or a state dict that torch.load reads without code), your own for
-    instance; `folder` was written by `surgeon.save`, which keeps weights and arguments.
+    `yolo` is a model yaml of ultralytics' (``yolo11n.yaml``) or your own, a ``.pt`` file, stock or operated, or a
+    detector's folder. `checkpoint` is a file of weights (safetensors, or a state dict that torch.load reads without
+    code), your own for instance; `folder` was written by `surgeon.save`, which keeps weights and arguments.
     """
 
     timm: str | None = None
@@ -46,9 +58,12 @@ class ModelSection(Section):
         named = [key for key in ("timm", "folder", "yolo") if getattr(self, key) is not None]
         if len(named) != 1:
             raise ValueError(f"name exactly one of timm, folder, yolo; named here: {', '.join(named) or 'none'}")
-        if self.yolo is not None:
-            raise ValueError("detectors (yolo) are not trained by recipes in this version; name a timm classifier")
-        idle = [key for key in OF_TIMM if getattr(self, key)] if self.folder is not None else []
+        idle = [key for key in OF_TIMM if getattr(self, key)] if self.timm is None else []
+        if idle and self.yolo is not None:
+            raise ValueError(
+                f"take out {', '.join(idle)}: that is for timm's models; yolo names weights by a .pt file, and classes "
+                "come from the data"
+            )
         if idle:
             raise ValueError(f"a saved folder has its own weights and arguments; take out {', '.join(idle)}")
         if self.checkpoint is not None and self.pretrained:
@@ -118,6 +133,16 @@ class TrainSection(Section):
     tensorboard: bool = False
     shift: ShiftSection | None = None
 
+    @staticmethod
+    def cut(settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+        """Return settings for a trial of few epochs."""
+        few = min(settings.get("epochs", epochs), epochs)
+        kept = [epoch for epoch in settings.get("keep_epochs", ()) if epoch <= few]
+        changed = {"epochs": few, "warmup_epochs": 0, "keep_epochs": kept}
+        if settings.get("sched") in ("wsd", "rsqrt"):  # too few epochs for their phases
+            changed.update(sched="cosine", decay_epochs=None)
+        return {**settings, **changed}
+
     @field_validator("opt")
     @classmethod
     def _known_optimizer(cls, value: str) -> str:
@@ -179,6 +204,11 @@ class RecipeFile(Section):
             raise ValueError("compare overrides train, but there is no train section to start from")
         return self
 
+    @classmethod
+    def train_section(cls) -> type[TrainSection] | type[DetectTrain]:
+        """Return the class of `train` and `pretrain`."""
+        return TrainSection
+
     def variants(self) -> dict[str, RecipeFile]:
         """Return the recipes this one compares, each complete in itself; just itself where it compares nothing.
 
@@ -207,29 +237,23 @@ class RecipeFile(Section):
             >>> recipes.load("digits_spd").quick().train.epochs
             2
         """
-
-        def cut(settings: dict[str, Any], epochs: int) -> dict[str, Any]:
-            few = min(settings.get("epochs", epochs), epochs)
-            kept = [epoch for epoch in settings.get("keep_epochs", ()) if epoch <= few]
-            changed = {"epochs": few, "warmup_epochs": 0, "keep_epochs": kept}
-            if settings.get("sched") in ("wsd", "rsqrt"):  # too few epochs for their phases
-                changed.update(sched="cosine", decay_epochs=None)
-            return {**settings, **changed}
-
         content = self.model_dump()
         for key, epochs in (("pretrain", 3), ("train", 2)):
             if content[key]:
-                content[key] = cut(content[key], epochs)
+                content[key] = self.train_section().cut(content[key], epochs)
         for entry in content["compare"].values():
-            entry["train"] = cut(entry["train"], 2) if entry["train"] else {}
+            entry["train"] = self.train_section().cut(entry["train"], 2) if entry["train"] else {}
         if content["data"]:
-            limits = {"max_train": 2048, "max_val": 512}
-            content["data"] |= {key: min(content["data"][key] or limit, limit) for key, limit in limits.items()}
-        return RecipeFile.model_validate(content)
+            content["data"] |= self._few_images(content["data"])
+        return type(self).model_validate(content)
+
+    def _few_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        limits = {"max_train": 2048, "max_val": 512}
+        return {key: min(data[key] or limit, limit) for key, limit in limits.items()}
 
     def _variant(self, name: str, entry: VariantSection) -> RecipeFile:
         surgery = self.surgery if entry.surgery is None else entry.surgery
-        train = self.train and TrainSection.model_validate({**self.train.model_dump(), **entry.train})
+        train = self.train and self.train_section().model_validate({**self.train.model_dump(), **entry.train})
         change: dict[str, Any] = {
             "name": f"{self.name}.{name}",
             "surgery": surgery,
@@ -238,3 +262,32 @@ class RecipeFile(Section):
             "pretrain": None,
         }
         return self.model_copy(update=change)
+
+
+class DetectorRecipe(RecipeFile):
+    """A recipe whose model is a detector (``model: {yolo: ...}``): data and training are in ultralytics' words."""
+
+    data: DetectionData | None = None  # type: ignore[assignment]
+    pretrain: DetectTrain | None = None  # type: ignore[assignment]
+    train: DetectTrain | None = None  # type: ignore[assignment]
+
+    @classmethod
+    def train_section(cls) -> type[DetectTrain]:
+        """Return the class of `train` and `pretrain`."""
+        return DetectTrain
+
+    def _few_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a data yaml ultralytics takes few itself: see `DetectTrain.cut`."""
+        limits = {"images": 64, "val_images": 32}
+        return {key: min(data[key], limit) for key, limit in limits.items() if key in data}
+
+
+def recipe_class(document: Any) -> type[RecipeFile]:
+    """Return the class that reads a recipe: what ``model:`` names decides.
+
+    Example:
+        >>> recipe_class({"model": {"yolo": "yolo11n.yaml"}}).__name__
+        'DetectorRecipe'
+    """
+    model = document.get("model") if isinstance(document, Mapping) else None
+    return DetectorRecipe if isinstance(model, Mapping) and model.get("yolo") is not None else RecipeFile

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from surgeon.table import si, table
 
 Row = dict[str, Any]
 TOLD_APART = 0.05
+SIZES = ("AP_S", "AP_M", "AP_L")  # COCO's: objects up to 32 x 32 pixels, up to 96 x 96, larger
 
 
 def macs_of(model: nn.Module, input_size: Sequence[int]) -> int:
@@ -52,6 +53,8 @@ class Outcome:
         rows: Of its fine-tuning, if any.
     """
 
+    HEAD: ClassVar = ("variant", "surgery", "params", "MACs", "accuracy before", "accuracy after (95% interval)")
+
     name: str
     surgery: str
     params: int
@@ -69,37 +72,106 @@ class Outcome:
             row.update(accuracy_before=self.before.accuracy, accuracy=self.after.accuracy, low=low, high=high, **counts)
         return row | {"epochs": self.rows[-1]["epoch"] if self.rows else 0}
 
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of a table."""
+        before = f"{self.before.accuracy:.2%}" if self.before else "-"
+        return self.name, self.surgery, si(self.params), si(self.macs), before, str(self.after or "-")
 
-def as_table(outcomes: Sequence[Outcome]) -> str:
+    def against(self, first: Outcome) -> str:
+        """Say whether this variant can be told apart from the first one, on the same images."""
+        if self.after is None or first.after is None or not (self.after.hits and first.after.hits):
+            return ""
+        p_value, only_first, only_second = compared(first.after, self.after)
+        each = f"{first.name} alone has {only_first} right, {self.name} alone {only_second}"
+        if only_first + only_second == 0:
+            each = "both have the same ones right"
+        counts = (
+            f"of {first.after.images} images {each} (McNemar's exact test p = {p_value:.2g}; one training run each)"
+        )
+        if p_value >= TOLD_APART:
+            return f"{first.name} and {self.name} cannot be told apart at this budget: {counts}."
+        better = first.name if only_first > only_second else self.name
+        return f"{better} is better on these images: {counts}, so other seeds may differ."
+
+
+@dataclass(frozen=True)
+class Detected:
+    """How a detector does on its validation images.
+
+    Attributes:
+        map50_95: Mean average precision over classes and over IoU thresholds 0.50 to 0.95, as ultralytics counts it.
+        map50: At the IoU threshold 0.50.
+        coco: The `analysis.detection` of it, with COCO's AP by size of object; None where that could not be had.
+    """
+
+    map50_95: float
+    map50: float
+    coco: Any = None
+
+    def row(self) -> Row:
+        """Return the metrics as plain data; what COCO's evaluation gives is named as there, in small letters."""
+        row: Row = {"map50_95": self.map50_95, "map50": self.map50}
+        for line in self.coco.rows if self.coco is not None else ():
+            row[line["metric"].lower()] = line["value"]
+            if line["metric"] == "AP":
+                row.update(ap_low=line["low_95"], ap_high=line["high_95"])
+        return row | ({"images": len(self.coco.found.images)} if self.coco is not None else {})
+
+
+@dataclass(frozen=True)
+class DetectionOutcome:
+    """What became of one variant of a detector; as `Outcome`, with average precision in place of accuracy."""
+
+    HEAD: ClassVar = ("variant", "surgery", "params", "MACs", "mAP50-95 before", "mAP50-95", "mAP50", *SIZES)
+
+    name: str
+    surgery: str
+    params: int
+    macs: int
+    before: Detected | None
+    after: Detected | None
+    rows: Sequence[Row]
+
+    def row(self) -> Row:
+        """Return the variant as plain data."""
+        row: Row = {"variant": self.name, "surgery": self.surgery, "params": self.params, "macs": self.macs}
+        if self.before is not None:
+            row["map50_95_before"] = self.before.map50_95
+        if self.after is not None:
+            row.update(self.after.row())
+        return row | {"epochs": self.rows[-1]["epoch"] if self.rows else 0}
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of a table."""
+        row = self.row()
+        keys = ("map50_95_before", "map50_95", "map50", *(key.lower() for key in SIZES))
+        figures = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in keys)
+        return self.name, self.surgery, si(self.params), si(self.macs), *figures
+
+    def against(self, first: DetectionOutcome) -> str:
+        """Say whether this variant can be told apart from the first one on these images."""
+        if self.after is None or first.after is None:
+            return ""
+        difference = f"{self.name} has {self.after.map50_95 - first.after.map50_95:+.3f} mAP50-95 against {first.name}"
+        if self.after.coco is None or first.after.coco is None:
+            return f"{difference}; not tested, one training run each."
+        from analysis.detection_comparing import DetectionComparison
+
+        compared = DetectionComparison(first.after.coco, self.after.coco, (first.name, self.name))
+        return f"{difference}. COCO's AP: {compared.summary}; one training run each, so other seeds may differ."
+
+
+def as_table(outcomes: Sequence[Outcome] | Sequence[DetectionOutcome]) -> str:
     """Write the variants as a table."""
-    head = ("variant", "surgery", "params", "MACs", "accuracy before", "accuracy after (95% interval)")
-    lines = []
-    for one in outcomes:
-        before = f"{one.before.accuracy:.2%}" if one.before else "-"
-        lines.append((one.name, one.surgery, si(one.params), si(one.macs), before, str(one.after or "-")))
-    return table(head, lines)
+    return table(outcomes[0].HEAD, [one.cells() for one in outcomes])
 
 
-def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
+def verdicts(outcomes: Sequence[Outcome] | Sequence[DetectionOutcome]) -> list[str]:
     """Say of every variant whether it can be told apart from the first, on the same images."""
-    scored = [one for one in outcomes if one.after is not None and one.after.hits]
-    return [_verdict(scored[0], other) for other in scored[1:]]
+    first: Any = outcomes[0]
+    return [words for other in outcomes[1:] if (words := other.against(first))]
 
 
-def _verdict(first: Outcome, second: Outcome) -> str:
-    if first.after is None or second.after is None:
-        return ""
-    p_value, only_first, only_second = compared(first.after, second.after)
-    each = f"{first.name} alone has {only_first} right, {second.name} alone {only_second}"
-    if only_first + only_second == 0:
-        each = "both have the same ones right"
-    counts = f"of {first.after.images} images {each} (McNemar's exact test p = {p_value:.2g}; one training run each)"
-    if p_value >= TOLD_APART:
-        return f"{first.name} and {second.name} cannot be told apart at this budget: {counts}."
-    better = first.name if only_first > only_second else second.name
-    return f"{better} is better on these images: {counts}, so other seeds may differ."
-
-
-def as_json(outcomes: Sequence[Outcome], notes: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(outcomes: Sequence[Outcome] | Sequence[DetectionOutcome], notes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole summary as plain data."""
     return {**notes, "rows": [one.row() for one in outcomes], "verdicts": verdicts(outcomes)}

@@ -83,7 +83,6 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
         ({"name": "a b"}, "name", "letter or digit"),
         ({"model": {}}, "model", "exactly one of timm, folder, yolo; named here: none"),
         ({"model": {"timm": "a", "folder": "b"}}, "model", "named here: timm, folder"),
-        ({"model": {"yolo": "yolo11n.yaml"}}, "model", "not trained by recipes in this version"),
         ({"model": "resnet18"}, "model", "must be a mapping"),
         ({"data": {"dataset": "digits", "canvas": 8, "size": 9}}, "data", "canvas (8) is smaller"),
         ({"data": {"dataset": "cifar10"}}, "data.dataset", "did you mean 'torch/cifar10'?"),

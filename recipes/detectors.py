@@ -1,0 +1,157 @@
+"""ultralytics' objects for recipes and the command line: which names there are, and opening one.
+
+Apart from `build`, whose models are timm's; ultralytics is optional and loaded inside the functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import surgeon
+from recipes.wording import nearest
+from surgeon.errors import RecipeError, SurgeonError
+from surgeon.storage import is_checkpoint
+
+ZOO = Path(__file__).parent / "zoo" / "models"
+SUFFIXES = (".yaml", ".yml", ".pt")
+TASKS = ("detect", "segment", "pose", "obb")  # those with boxes, which is what a run measures
+NEEDED = 'detectors need the package ultralytics; run: pip install "cnn-surgeon[yolo]"'
+
+
+def needed(module: str = "ultralytics") -> Any:
+    """Import a module of ultralytics.
+
+    Raises:
+        RecipeError: When ultralytics is not installed, with the command that installs it.
+
+    Example:
+        >>> needed("ultralytics.cfg").TASKS[0]
+        'detect'
+    """
+    if importlib.util.find_spec("ultralytics") is None:
+        raise RecipeError(NEEDED)
+    return importlib.import_module(module)
+
+
+@cache
+def names() -> dict[str, Path]:
+    """Return the model yamls that have a name, to their files: ultralytics' in every scale, and those shipped here.
+
+    Example:
+        >>> names()["yolo11n.yaml"].name
+        'yolo11.yaml'
+    """
+    folder = Path(needed().__file__).parent / "cfg" / "models"
+    found: dict[str, Path] = {}
+    for path in [*sorted(folder.rglob("*.yaml")), *sorted(ZOO.glob("*.yaml"))]:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        scales = content.get("scales") or ()
+        scaled = [re.sub(r"(yoloe?-?v?\d+)(?=[-.])", rf"\g<1>{scale}", path.name, count=1) for scale in scales]
+        for name in scaled if len(set(scaled)) == len(scales) > 0 else [path.name]:
+            found[name] = path
+    return found
+
+
+def is_detector(name: str) -> bool:
+    """Whether a name, as a user writes it, means an ultralytics model: a yaml or ``.pt``, but no recipe file.
+
+    Example:
+        >>> is_detector("yolo11n.yaml"), is_detector("resnet50")
+        (True, False)
+    """
+    path = Path(name).expanduser()
+    if path.suffix not in SUFFIXES:
+        return False
+    return path.suffix == ".pt" or not path.is_file() or _describes_a_model(path)
+
+
+def _describes_a_model(path: Path) -> bool:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return False
+    return isinstance(content, dict) and "backbone" in content
+
+
+def _file(name: str) -> str:
+    """Return what ultralytics opens by this name.
+
+    Raises:
+        RecipeError: When there is no such yaml, with the nearest name.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix == ".pt":
+        return str(path)
+    if name not in names():
+        unscaled = name in {file.name for file in names().values()}
+        hint = nearest(name, names())
+        if not unscaled:
+            where = (
+                f"no file '{name}' in {Path.cwd()}, and ultralytics {needed().__version__} has no model of that name"
+            )
+            raise RecipeError(f"{where}{hint} (surgeon models --yolo lists them)")
+    shipped = ZOO / name
+    return str(shipped) if shipped.is_file() else name
+
+
+def open_detector(name: str, classes: int | None = None, channels: int | None = None) -> Any:
+    """Return the ultralytics object of a name.
+
+    Args:
+        name: A model yaml (one of `names` or a file), a ``.pt`` file, stock or operated, or a folder that
+            `surgeon.save` wrote.
+        classes: Of the head of a model built from a yaml; left out, what the yaml says.
+        channels: Of its images, likewise.
+
+    Raises:
+        RecipeError: When there is no such model, or it cannot be built.
+        LoadError: When an operated checkpoint or a folder is damaged.
+
+    Example:
+        >>> open_detector("yolo11n.yaml", classes=3).model.yaml["nc"]
+        3
+    """
+    ultralytics, file = needed(), _file(name)
+    if Path(file).is_dir() or is_checkpoint(Path(file)):
+        return surgeon.load(file)
+    try:
+        model = ultralytics.YOLO(file)
+        if not file.endswith(".pt"):
+            _fit(model, classes, channels)
+    except SurgeonError:
+        raise
+    except Exception as error:  # ultralytics has no error class of its own: whatever a yaml or a download can cause
+        raise RecipeError(f"ultralytics cannot open '{name}': {_first_line(error)}") from None
+    return model
+
+
+def _fit(model: Any, classes: int | None, channels: int | None) -> None:
+    """Build the net anew where the data have another number of classes or channels than its yaml says."""
+    structure, wanted = model.model.yaml, {"nc": classes, "channels": channels}
+    changed = {key: value for key, value in wanted.items() if value is not None and structure.get(key) != value}
+    if changed == {"channels": 3} or not changed:
+        return
+    fresh = type(model.model)({**structure, **changed}, verbose=False)
+    fresh.args, fresh.task = model.model.args, model.task
+    model.model = fresh
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def check_task(name: str, model: Any) -> None:
+    """Refuse a model without boxes.
+
+    Raises:
+        RecipeError: With the tasks that have some.
+    """
+    if model.task not in TASKS:
+        raise RecipeError(f"'{name}' is a {model.task} model; recipes train models with boxes: {', '.join(TASKS)}")
