@@ -48,9 +48,11 @@ class ShiftSparsity(Result):
             layers: Path or paths; all layers by default.
 
         Raises:
-            AnalysisError: For a path that is no shift layer.
+            AnalysisError: For a path that is no shift layer, or none at all.
         """
         paths = [layers] if isinstance(layers, str) else list(self.patterns if layers is None else layers)
+        if not paths:
+            raise AnalysisError("figure: no layer was named; name one or several, or leave `layers` out to draw all")
         if unknown := [path for path in paths if path not in self.patterns]:
             known = ", ".join(self.patterns)
             raise AnalysisError(f"'{unknown[0]}' is no shift layer of this model; the layers are {known}")

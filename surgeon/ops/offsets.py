@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import RecipeError
+from surgeon.errors import NoSiteError, RecipeError
 from surgeon.ops.shift_conv import ShiftConv2d
 from surgeon.ops.shift_layer import SparseShift2d
 from surgeon.units import count_of
@@ -151,6 +151,7 @@ def remove_shifts(model: nn.Module, count: int | str) -> list[str]:
 
     Raises:
         RecipeError: When ``count`` is no number of layers from 1 to all.
+        NoSiteError: When the model has no shift layer.
 
     Example:
         >>> net = nn.Sequential(SparseShift2d(9), SparseShift2d(9, init="zeros"), SparseShift2d(9))
@@ -161,7 +162,12 @@ def remove_shifts(model: nn.Module, count: int | str) -> list[str]:
         Chen et al., All You Need is a Few Shifts, CVPR 2019, section 5.3, Table 3 (there followed by no training).
     """
     layers = dict(shift_layers(model))
-    order = sorted(layers, key=lambda path: -layers[path].sparsity)[: count_of(count, len(layers), "count")]
+    if not layers:
+        raise NoSiteError(f"remove_shifts: {type(model).__name__} has no shift layer; rewrite it by 'shift' first")
+    if not isinstance(count, (int, str)) or isinstance(count, bool):
+        raise RecipeError(f"remove_shifts: count is {count!r}; give a number of layers, or a share such as '50%'")
+    number = count_of(count, len(layers), "remove_shifts: count")
+    order = sorted(layers, key=lambda path: -layers[path].sparsity)[:number]
     for path in order:
         offset = layers[path].offset
         with torch.no_grad():

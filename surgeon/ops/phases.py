@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from surgeon.edit import Append, Prepend
 from surgeon.locating import function_path
+from surgeon.ops.blur_layers import Blur2d
+from surgeon.ops.polyphase import APSPool2d, Polyphase2d
 from surgeon.site import Pair, Site
 from surgeon.tracing import Trace
 
-Lineage = tuple[fx.Node, ...]  # the strided calls a map has come through
+Lineage = tuple[fx.Node, ...]  # the strided calls a map has come through, those that surgery rewrote before too
 STRIDED = ("strided_conv", "strided_pool")
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 SLIDING_CALLS = ("conv2d", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "pad", "getitem")
@@ -53,7 +56,7 @@ class Groups:
             before = [found for source in _alike(node, recorded) if (found := lineages.get(source)) is not None]
             met = self._meet(before)
             path = _path(node)
-            if path in self.strides:
+            if path in self.strides or _thins(node, recorded):
                 self.first.setdefault(path, order)
                 met = (*(met or ()), node)
             elif not before and node.op == "placeholder":
@@ -76,6 +79,9 @@ class Groups:
     def _join(self, a: str, b: str) -> None:
         if a == b:
             self.at_odds[a] = "comes from another call of the same layer"
+        elif a not in self.strides or b not in self.strides:  # an operated layer is no site any more
+            self.at_odds |= {a: f"comes through '{b}', whose positions are fixed by the surgery at it"}
+            self.at_odds |= {b: f"comes through '{a}', whose positions are fixed by the surgery at it"}
         elif self.strides[a] != self.strides[b]:
             self.at_odds |= {a: f"strides {self.strides[b]} at '{b}'", b: f"strides {self.strides[a]} at '{a}'"}
         else:
@@ -93,16 +99,31 @@ def _alike(node: fx.Node, recorded: Trace) -> Iterator[fx.Node]:
     size = _size(node.meta.get("val"))
     if size is None:
         return
-    sliding = node.op == "call_module" and isinstance(_module(node, recorded), SLIDING)
-    sliding = sliding or node.meta.get("name") in SLIDING_CALLS
+    sliding = isinstance(_module(node, recorded), SLIDING)
+    sliding = sliding or node.meta.get("name") in SLIDING_CALLS or _thins(node, recorded)
     for source in node.all_input_nodes:
         there = _size(source.meta.get("val"))
         if there is not None and source.op != "get_attr" and (sliding or there == size):
             yield source
 
 
+def _thins(node: fx.Node, recorded: Trace) -> bool:
+    """Whether an op other than ``aps`` put a layer here that drops positions: always the same ones."""
+    module, size = _module(node, recorded), _size(node.meta.get("val"))
+    if module is None or size is None:
+        return False
+    before = module._modules.get(Prepend.name)
+    layer = before if isinstance(before, Blur2d) else module._modules.get(Append.name) or module
+    ours = any(cls.__module__.startswith("surgeon.ops.") for cls in type(layer).__mro__)
+    sizes = [_size(source.meta.get("val")) for source in node.all_input_nodes]
+    smaller = any(there is not None and (there[0] > size[0] or there[1] > size[1]) for there in sizes)
+    return ours and smaller and not isinstance(layer, (Polyphase2d, APSPool2d))
+
+
 def _module(node: fx.Node, recorded: Trace) -> nn.Module | None:
-    return None if "<" in str(node.target) else recorded.model.get_submodule(str(node.target))
+    if node.op != "call_module" or "<" in str(node.target):
+        return None
+    return recorded.model.get_submodule(str(node.target))
 
 
 def _size(value: Any) -> tuple[int, int] | None:

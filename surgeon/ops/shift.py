@@ -15,6 +15,7 @@ from typing import ClassVar
 from timm.layers import register_notrace_module
 from torch import nn
 
+from surgeon.derived import hows
 from surgeon.edit import untouchable
 from surgeon.op import AbstractOp, Decision, Refused, Unchanged, exchange, layer_of, register_op
 from surgeon.ops.shift_conv import Init, ShiftConv2d, ShiftStdConv2d
@@ -74,6 +75,8 @@ class SparseShift(AbstractOp):
         if reason := untouchable(owner):
             return Refused(reason)
         conv = layer_of(site, owner, recorded)
+        if hows(conv):
+            return Refused("has surgery at its input or output already; put this step before that one")
         if reason := ShiftConv2d.why_not(conv):
             return Refused(reason)
         if site.kernel_size == (1, 1):

@@ -34,7 +34,7 @@ def fit(model: nn.Module, before: nn.Module, data: Iterable[Any]) -> list[dict[s
         squares) that the layer misses, on the inputs it gets once the layers in front are fitted.
 
     Raises:
-        NoSiteError: When no conv of ``before`` has a shift conv in its place in ``model``, or there are no data.
+        NoSiteError: When no conv of ``before`` has a shift conv in its place in ``model``, or ``data`` holds no images.
 
     Example:
         >>> import copy, surgeon
@@ -48,12 +48,13 @@ def fit(model: nn.Module, before: nn.Module, data: Iterable[Any]) -> list[dict[s
         Deviation: the paper trains from scratch. Asymmetric reconstruction: He et al., Channel Pruning, ICCV 2017.
     """
     paths = _paths(model, before)
-    batches = list(data) if not hasattr(data, "__len__") else data
-    if not paths or not len(batches):  # type: ignore[arg-type]
+    batches = list(data) if isinstance(data, Iterator) else data  # a generator is gone through once
+    first = next(iter(batches), None)
+    if not paths or first is None:
         what = "no data were given" if paths else "no conv of 'before' is a ShiftConv2d in 'model'"
         raise NoSiteError(f"fit has nothing to do: {what}; pass the operated model, a copy from before, and batches")
     with _evaluating(model), _evaluating(before), torch.no_grad():
-        order = _order(model, paths, _images(next(iter(batches))))
+        order = _order(model, paths, _images(first))
         return [_fit_one(model, before, path, batches) for path in order]
 
 
@@ -64,7 +65,9 @@ def _paths(model: nn.Module, before: nn.Module) -> list[str]:
 
 
 def _images(batch: Any) -> Tensor:
-    images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(images, Tensor):
+        raise NoSiteError(f"fit found a {type(images).__name__} for images; give tensors, or tuples (images, targets)")
     return images
 
 

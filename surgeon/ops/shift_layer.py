@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import RecipeError
+from surgeon.errors import RecipeError, SurgeonError
 from surgeon.ops.shift_kernel import (
     Size,
     bilinear_shift,
@@ -168,10 +168,19 @@ class SparseShift2d(nn.Module):
 def shift(x: Tensor, offset: Tensor, mode: Mode, size: Size | None = None) -> Tensor:
     """Move the channels of (N, C, H, W) as ``mode`` says, to an output of ``size``.
 
+    Raises:
+        SurgeonError: When ``x`` is no map of as many channels as there are offsets.
+
     Example:
         >>> shift(torch.ones(1, 1, 1, 3), torch.tensor([[0.0], [1.4]]), "sparse")
         tensor([[[[1., 1., 0.]]]])
     """
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if not tracing and (x.ndim != 4 or x.shape[1] != offset.shape[1]):
+        raise SurgeonError(
+            f"a shift of {offset.shape[1]} channels reads maps (N, {offset.shape[1]}, H, W), not {tuple(x.shape)}; "
+            "build it for the channels in front of it"
+        )
     if mode == "grouped":
         return integer_shift(x, offset, size)
     return sparse_shift(x, offset, size) if mode == "sparse" else bilinear_shift(x, offset, size)
@@ -205,8 +214,8 @@ def _check(channels: int, mode: str, kernel_size: int, stride: int, init: str) -
         if value not in allowed:
             raise RecipeError(f"SparseShift2d: {name}={value!r} is unknown; use {', '.join(map(repr, allowed))}")
     for name, number in (("channels", channels), ("kernel_size", kernel_size), ("stride", stride)):
-        if number < 1:
-            raise RecipeError(f"SparseShift2d: {name}={number} leaves nothing to move; use 1 or more")
+        if not isinstance(number, int) or number < 1:
+            raise RecipeError(f"SparseShift2d: {name}={number!r} is no whole number from 1 on; use one such as 3")
 
 
 def _start(channels: int, kernel_size: int, init: Start, seed: int | None) -> Tensor:

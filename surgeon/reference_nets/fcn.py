@@ -12,6 +12,7 @@ from typing import Any, cast
 from timm.models import build_model_with_cfg, checkpoint_seq, register_model
 from torch import Tensor, nn
 
+from surgeon.errors import RecipeError
 from surgeon.reference_nets.base import configs
 
 __all__ = ["FCN"]
@@ -92,5 +93,11 @@ default_cfgs = configs(["fcn"], 32, "layers.0.0")
 
 @register_model  # type: ignore[untyped-decorator]
 def fcn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a fully connected net."""
+    """Build a fully connected net.
+
+    Raises:
+        RecipeError: With ``features_only``: there are no maps.
+    """
+    if kwargs.get("features_only"):
+        raise RecipeError("fcn flattens the image: it has no feature maps to extract; build it without features_only")
     return cast(nn.Module, build_model_with_cfg(FCN, "fcn", pretrained, **kwargs))

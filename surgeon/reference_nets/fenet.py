@@ -15,6 +15,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
+from surgeon.errors import RecipeError
 from surgeon.ops.shift_layer import Mode, SparseShift2d
 from surgeon.reference_nets.base import ReferenceNet, build, configs
 
@@ -127,7 +128,7 @@ class FENet(ReferenceNet):
     """A strided 3x3 stem, two units, five FE-blocks, a 1x1 conv.
 
     Args:
-        width: Multiplies all channels but those of the last conv.
+        width: Multiplies all channels but those of the last conv; 16 times it, rounded down, must be even.
         last: Channels of the last conv.
         expand: Whether units widen their "in"put or by their "out"put, as the released code does.
         spatial: Mode of the shifts; "depthwise" puts 3x3 depthwise convs in their place.
@@ -140,6 +141,9 @@ class FENet(ReferenceNet):
     Shape:
         - Input: (N, in_chans, H, W), H and W divisible by 32
         - Output: (N, num_classes)
+
+    Raises:
+        RecipeError: For a setting with no such value, or a width whose channels cannot be split.
 
     Example:
         >>> FENet(last=64, num_classes=10)(torch.zeros(2, 3, 64, 64)).shape
@@ -160,6 +164,7 @@ class FENet(ReferenceNet):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         base = int(16 * width)
+        _check(width, expand, se)
 
         def unit(before: int, after: int, t: int, stride: int = 1, residual: bool = False) -> Unit:
             middle = t * (before if expand == "in" else after)
@@ -176,6 +181,18 @@ class FENet(ReferenceNet):
         stages = ((base, 2, 0), (2 * base, 4, 1), (4 * base, 8, 2), (8 * base, 16, 4), (16 * base, 32, 6))
         self.feature_info = [{"num_chs": c, "reduction": r, "module": f"blocks.{i}"} for c, r, i in stages]
         self._finish(last, global_pool)
+
+
+def _check(width: float, expand: str, se: str | None) -> None:
+    base = int(16 * width)
+    if base < 2 or base % 2:
+        raise RecipeError(
+            f"FENet: width={width} makes {base} channels, of which FE-blocks split twice as many in four: they must be "
+            f"even and positive; use {max(base + base % 2, 2) / 16}"
+        )
+    for name, value, allowed in (("expand", expand, ("in", "out")), ("se", se, ("v1", "v2", None))):
+        if value not in allowed:
+            raise RecipeError(f"FENet: {name}={value!r} is unknown; use {', '.join(map(repr, allowed))}")
 
 
 def _fe_block(unit: Callable[..., Unit], units: int, before: int, after: int, stride: int) -> FEBlock:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from timm.models import register_model
 from torch import Tensor, nn
 
+from surgeon.errors import RecipeError
 from surgeon.reference_nets.base import ReferenceNet, batch_norm, build, configs
 
 __all__ = ["VGG"]
@@ -37,6 +38,9 @@ class VGG(ReferenceNet):
         - Input: (N, in_chans, H, W), H and W at least 32
         - Output: (N, num_classes)
 
+    Raises:
+        RecipeError: For a pooling that doubles the channels, which the hidden layers are not built for.
+
     Example:
         >>> import torch
         >>> VGG(widths=(8, 8, 8, 8, 8), fully_connected=16)(torch.zeros(2, 3, 32, 32)).shape
@@ -55,6 +59,7 @@ class VGG(ReferenceNet):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
+        _check_pool(global_pool, fully_connected)
         stages, before = [], in_chans
         self.feature_info = []
         for stage, (count, width) in enumerate(zip(convs, widths, strict=True)):
@@ -70,12 +75,25 @@ class VGG(ReferenceNet):
         self.act = nn.ReLU() if fully_connected else nn.Identity()
         self._finish(before, global_pool, fully_connected)
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Draw a new classifier for another number of classes, and change the pooling where one is named."""
+        _check_pool(global_pool, self.head_hidden_size if isinstance(self.fc1, nn.Linear) else 0)
+        super().reset_classifier(num_classes, global_pool)
+
     def hidden(self, x: Tensor) -> Tensor:
         """The two hidden fully connected layers; a map that is not pooled stays as it is."""
         if not self.global_pool.pool_type:
             return x
         x = nn.functional.dropout(self.act(self.fc1(x)), self.drop_rate, self.training)
         return cast(Tensor, self.act(self.fc2(x)))
+
+
+def _check_pool(global_pool: str | None, fully_connected: int) -> None:
+    if fully_connected and "cat" in (global_pool or ""):
+        raise RecipeError(
+            f"global_pool={global_pool!r} doubles the channels, which the hidden layers of {fully_connected} are not "
+            "built for; use 'avg', 'max' or 'avgmax', or fully_connected=0"
+        )
 
 
 def conv_block(before: int, after: int, norm: bool) -> nn.Sequential:

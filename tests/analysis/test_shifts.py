@@ -99,6 +99,8 @@ def test_the_area_of_a_bubble_is_its_share_of_channels(net: nn.Sequential) -> No
     assert sum(axis.get_visible() for axis in found.figure().axes) == 9
     with pytest.raises(analysis.AnalysisError, match="'block9' is no shift layer"):
         found.figure(["block1_1", "block9"])
+    with pytest.raises(analysis.AnalysisError, match="no layer was named"):
+        found.figure([])
 
 
 def test_the_report_is_one_file(net: nn.Sequential, tmp_path: Path) -> None:
@@ -119,6 +121,8 @@ def test_the_least_important_layers_are_removed_first(net: nn.Sequential) -> Non
         assert torch.equal(run(layer, x), x) == unmoved and layer.offset.requires_grad != unmoved
         assert unmoved or torch.equal(run(layer, x), run(kept.get_submodule(path), x))
     assert len(remove_shifts(net, "100%")) == 9 and analysis.shift_sparsity(net).sparsity == 1
-    for wrong in (0, 10, "half"):
+    for wrong in (0, 10, "half", 1.5, None, True):
         with pytest.raises(surgeon.RecipeError, match="count"):
-            remove_shifts(net, wrong)
+            remove_shifts(net, wrong)  # type: ignore[arg-type]
+    with pytest.raises(surgeon.NoSiteError, match="ReLU has no shift layer"):
+        remove_shifts(nn.ReLU(), 1)

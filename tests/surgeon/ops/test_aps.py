@@ -368,9 +368,10 @@ def test_what_another_op_rewrote_is_not_rewritten_again() -> None:
             surgeon.apply(model, second)
 
 
-def test_a_shortcut_that_was_blurred_keeps_the_main_branch_from_choosing() -> None:
-    model = surgeon.apply(block("shortcut last"), {"blurpool": {}, "select": {"path": "b"}}, 32)
-    with pytest.raises(surgeon.RefusedError, match="fewer strided layers"):
+@pytest.mark.parametrize(("first", "path"), [("blurpool", "a"), ("blurpool", "b"), ("spd", "b"), ("shift", "a")])
+def test_a_branch_another_op_rewrote_keeps_the_other_from_choosing(first: str, path: str) -> None:
+    model = surgeon.apply(block("shortcut last"), {first: {}, "select": {"path": path}}, 32)
+    with pytest.raises(surgeon.RefusedError, match=f"comes through '{path}', whose positions are fixed by the surgery"):
         surgeon.apply(model, "aps")
 
 

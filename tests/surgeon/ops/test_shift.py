@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from timm.models._features_fx import create_feature_extractor
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import recipes
 import surgeon
@@ -176,6 +178,16 @@ def test_no_conv_is_refused_with_the_reason() -> None:
     assert found == {"0": "refused", "2": "unchanged", "3": "rewritten"}
 
 
+def test_other_surgery_at_a_conv_is_named() -> None:
+    model = surgeon.apply(PlainNet(), "spatial_shuffle", 64)
+    shuffled = {c.path for c in rewritten(model)}
+    refused = {c.path: c.reason for c in surgeon.plan(model, "shift").changes if c.status == "refused"}
+    assert set(refused) == {path for path in shuffled if ":" not in path} != set()
+    assert all("has surgery at its input or output already; put this step before" in r for r in refused.values())
+    model = surgeon.apply(surgeon.apply(PlainNet(), "shift", 64), {"aps": {}, "select": {"kind": "strided_pool"}})
+    assert surgeon.plan(model, "shift").count("unchanged") == 3  # its own layers are no surgery in the way
+
+
 # in models
 
 
@@ -301,6 +313,23 @@ def test_a_fit_with_nothing_to_do_says_so() -> None:
     surgeon.apply(model, "shift", 16)
     with pytest.raises(surgeon.NoSiteError, match="no data"):
         fit(model, PlainNet(), [])
+    with pytest.raises(surgeon.NoSiteError, match="a dict for images"):
+        fit(model, PlainNet(), [{"image": images(16)}])
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from images(16, batch=4, dtype=torch.float32)
+
+
+def test_the_fit_reads_generators_and_loaders_without_a_length() -> None:
+    before, weights = PlainNet().eval(), []
+    batches = [*DataLoader(Stream(), batch_size=2)]
+    for data in (batches, (batch for batch in batches), DataLoader(Stream(), batch_size=2)):
+        model = surgeon.apply(copy.deepcopy(before), "shift", 16)
+        fit(model, before, data)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
 
 
 def test_the_method_card_runs() -> None:

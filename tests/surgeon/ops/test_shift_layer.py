@@ -12,6 +12,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 import surgeon
 from surgeon.ops import shift_kernel
+from surgeon.ops.shift_conv import ShiftConv2d
 from surgeon.ops.shift_kernel import bilinear_shift, integer_shift, round_half_away, sparse_shift
 from surgeon.ops.shift_layer import SparseShift2d, grouped_offsets
 
@@ -202,13 +203,23 @@ def test_seeds_and_inits() -> None:
     [
         ({"mode": "spare"}, "mode='spare' is unknown; use 'sparse', 'active', 'grouped'"),
         ({"init": "ones"}, "init='ones' is unknown"),
-        ({"kernel_size": 0}, "kernel_size=0 leaves nothing"),
+        ({"kernel_size": 0}, "kernel_size=0 is no whole number"),
+        ({"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\) is no whole number"),
         ({"stride": 0}, "stride=0"),
     ],
 )
 def test_settings_that_do_not_exist(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(surgeon.RecipeError, match=words):
         SparseShift2d(9, **arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_maps_of_other_channels_are_refused(mode: Any) -> None:
+    for shape in ((2, 8, 4, 4), (2, 1, 4, 4), (9, 4, 4)):  # one channel would be spread over all by the gather
+        with pytest.raises(surgeon.SurgeonError, match=r"9 channels reads maps \(N, 9, H, W\), not"):
+            SparseShift2d(9, mode)(torch.rand(shape))
+    with pytest.raises(surgeon.SurgeonError, match="6 channels reads"):
+        ShiftConv2d.from_conv2d(nn.Conv2d(6, 8, 3), mode)(torch.rand(2, 5, 4, 4))
 
 
 def outcome(net: nn.Module, x: Tensor) -> list[Tensor]:

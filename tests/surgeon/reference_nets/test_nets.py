@@ -172,3 +172,31 @@ def test_the_projection_reads_what_the_first_conv_reads() -> None:
     y = torch.relu(block.norms[0](x))
     expected = block.convs[1](torch.relu(block.norms[1](block.convs[0](y)))) + block.shortcut(y)
     assert torch.allclose(block(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("fenet_100", {"expand": "inn"}, "expand='inn' is unknown"),
+        ("fenet_100", {"se": "v3"}, "se='v3' is unknown"),
+        ("fenet_100", {"width": 1.1}, r"width=1.1 makes 17 channels.*use 1.125"),
+        ("fenet_100", {"spatial": "dw"}, "mode='dw' is unknown"),
+        ("vgg11_plain", {"global_pool": "catavgmax"}, "doubles the channels"),
+        ("fcn", {"features_only": True}, "no feature maps to extract"),
+    ],
+)
+def test_settings_that_do_not_exist(name: str, arguments: dict[str, Any], words: str) -> None:
+    with torch.device("meta"), pytest.raises(surgeon.RecipeError, match=words):
+        timm.create_model(name, **arguments)
+
+
+def test_other_widths_and_pools_run() -> None:
+    fenet = timm.create_model("fenet_100", width=1.125, last=16, num_classes=3).eval()
+    assert fenet(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    vgg = timm.create_model("vgg11_plain", **SMALL["vgg11_plain"], global_pool="catavgmax").eval()
+    assert vgg(torch.rand(1, 3, 32, 32)).shape == (1, 10)  # no hidden layers
+    vgg = timm.create_model("vgg13_plain", **SMALL["vgg13_plain"]).eval()
+    vgg.reset_classifier(4, "avgmax")
+    assert vgg(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+    with pytest.raises(surgeon.RecipeError, match="doubles the channels"):
+        vgg.reset_classifier(4, "catavgmax")
