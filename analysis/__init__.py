@@ -1,7 +1,25 @@
 """analysis: see inside a vision network. Every function answers a result with rows, a figure and a report."""
 
+from analysis.detection_comparing import DetectionComparison, compare_detection
+from analysis.detection_diagnosis import DetectionErrors, ErrorsBeside, detection_errors
+from analysis.detection_running import Detections, detect
+from analysis.detection_scores import DetectionScores, detection
 from analysis.result import Result
 from analysis.shifts import ShiftSparsity, shift_sparsity
 from surgeon.errors import AnalysisError
 
-__all__ = ["AnalysisError", "Result", "ShiftSparsity", "shift_sparsity"]
+__all__ = [
+    "AnalysisError",
+    "DetectionComparison",
+    "DetectionErrors",
+    "DetectionScores",
+    "Detections",
+    "ErrorsBeside",
+    "Result",
+    "ShiftSparsity",
+    "compare_detection",
+    "detect",
+    "detection",
+    "detection_errors",
+    "shift_sparsity",
+]

@@ -74,7 +74,7 @@ class Result(abc.ABC):
             title=html.escape(self.title),
             summary=html.escape(self.summary),
             image=base64.b64encode(image.getvalue()).decode(),
-            head="".join(f"<th>{html.escape(key)}</th>" for key in self._keys()),
+            head="".join(f"<th>{html.escape(key).replace('_', '_<wbr>')}</th>" for key in self._keys()),
             body="".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in self.rows),
             versions=html.escape(_versions()),
         )
@@ -85,7 +85,7 @@ class Result(abc.ABC):
         return tuple(self.rows[0]) if self.rows else ()
 
     def __str__(self) -> str:
-        numbers = frozenset(k for k in self._keys() if all(isinstance(row[k], (int, float)) for row in self.rows))
+        numbers = frozenset(k for k in self._keys() if all(map(_numeric, (row[k] for row in self.rows))))
         cells = [[_text(value) for value in row.values()] for row in self.rows]
         return "\n".join([self.title, table(self._keys(), cells, right=numbers), self.summary])
 
@@ -93,11 +93,17 @@ class Result(abc.ABC):
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _numeric(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
 def _cell(value: Any) -> str:
-    number = ' class="number"' if isinstance(value, (int, float)) else ""
+    number = ' class="number"' if _numeric(value) else ""
     return f"<td{number}>{html.escape(_text(value))}</td>"
 
 

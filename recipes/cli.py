@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from recipes.analyze_cli import analyze
+from recipes.guarding import Command, guarded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(analyze)
 
 Model = Annotated[str, typer.Argument(help="A timm model, a folder saved by surgeon.save, or a recipe file.")]
 Surgery = Annotated[str, typer.Argument(help="An op (surgeon ops), a recipe file, or a shipped recipe.")]
@@ -40,36 +43,14 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, batches and p
 Quick = Annotated[bool, typer.Option(help="A trial: a few epochs, few images.")]
 
 
-Command = Callable[..., None]
-
-
 def command(name: str | None = None, *, examples: str) -> Callable[[Command], Command]:
-    """Register a command whose intended errors become one message and exit code 2, and Ctrl-C exit code 130."""
+    """Register a command whose errors are said in one message."""
 
     def register(function: Command) -> Command:
-        @wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except KeyboardInterrupt:
-                typer.echo("surgeon: stopped", err=True)
-                raise SystemExit(130) from None
-            except Exception as error:
-                if isinstance(error, BrokenPipeError) or not _intended(error):
-                    raise
-                typer.echo(f"surgeon: {error}", err=True)
-                raise SystemExit(2) from None
-
-        app.command(name, epilog=f"Examples: {examples}")(guarded)
+        app.command(name, epilog=f"Examples: {examples}")(guarded(function))
         return function
 
     return register
-
-
-def _intended(error: Exception) -> bool:
-    from surgeon.errors import SurgeonError
-
-    return isinstance(error, (SurgeonError, OSError))
 
 
 def _size(text: str | None) -> Any:

@@ -1,0 +1,53 @@
+"""How long one image takes: the forward pass of detectors, measured in turns.
+
+Apart from the scores, which are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Measurement, Timer
+
+
+def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: int = 3) -> list[float]:
+    """Median milliseconds per image at batch 1, in float32, of each model.
+
+    The net alone is timed, fused as ultralytics fuses it for inference, without preparing the image and without
+    suppressing double boxes. The models take turns, so that a busy moment of the machine meets all of them.
+
+    Args:
+        models: Ultralytics objects; copies are fused and timed.
+        imgsz: Height and width of the image in pixels.
+        device: As torch names devices; a bare number is a CUDA device.
+        rounds: Turns of each model, 0.3 seconds at least each.
+
+    Returns:
+        Milliseconds, in the order of the models.
+
+    Example:
+        >>> latencies([], 64)
+        []
+    """
+    place = torch.device(f"cuda:{device}" if str(device).isdigit() else device)
+    nets = [_fused(model).to(place) for model in models]
+    images = [torch.rand(1, channels(model), imgsz, imgsz, device=place) for model in models]
+    runs: list[list[Measurement]] = [[] for _ in nets]
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for net, image, run in zip(nets, images, runs, strict=True):
+                timer = Timer("net(image)", globals={"net": net, "image": image}, num_threads=torch.get_num_threads())
+                run.append(timer.blocked_autorange(min_run_time=0.3))
+    return [1e3 * float(Measurement.merge(run)[0].median) for run in runs]
+
+
+def channels(model: Any) -> int:
+    """Colour channels of the images an ultralytics object takes."""
+    return int(getattr(model.model, "yaml", {}).get("channels", 3))
+
+
+def _fused(model: Any) -> Any:
+    return copy.deepcopy(model.model).float().eval().fuse(verbose=False)

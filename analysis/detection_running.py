@@ -1,0 +1,197 @@
+"""Run a detector over a YOLO-format data set: what it finds in each image, and what there is to find.
+
+Apart from what is computed of it, average precision and kinds of error, so that a net is run once for both. The only
+analysis file that drives ultralytics, which is optional and imported late.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.errors import AnalysisError
+
+Boxes = dict[str, NDArray[Any]]
+INSTALL = 'run: pip install "cnn-surgeon[yolo]"'
+MISSING = f"detection needs the package ultralytics ({{}}); {INSTALL}"
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in every image of a data set, and what is there.
+
+    ``predictions`` and ``targets`` have one dict per image, in the order of ``images`` (paths, sorted): ``boxes``
+    (n, 4) as x1, y1, x2, y2 in pixels of the image as it is on disk, ``labels`` (n,) class indices, and for predictions
+    ``scores`` (n,). ``names`` maps class index to name; ``own`` holds the metrics ultralytics computed itself.
+    """
+
+    images: list[str]
+    predictions: list[Boxes]
+    targets: list[Boxes]
+    names: dict[int, str]
+    own: dict[str, float]
+
+
+def detect(
+    model: Any,
+    data: str,
+    *,
+    imgsz: int = 640,
+    batch: int = 16,
+    conf: float = 0.001,
+    max_det: int = 300,
+    device: str = "cpu",
+    split: str = "val",
+) -> Detections:
+    """Run an ultralytics detector over a data set, by ultralytics' own validator.
+
+    The validator prepares images, suppresses double boxes and scales them back exactly as ``model.val()`` does; it
+    works on a copy, so the model stays as it is. Ultralytics writes its label cache beside the labels, as always.
+
+    Args:
+        model: ``YOLO`` or ``RTDETR`` object for detection, stock or operated.
+        data: A data yaml as ultralytics reads it (``path``, ``train``, ``val``, ``names``).
+        imgsz: Pixels of the longer side the net sees.
+        batch: Images per forward pass.
+        conf: Lowest score of a detection.
+        max_det: Most detections per image.
+        device: As ultralytics names devices: cpu, 0, cuda:0.
+        split: train, val or test.
+
+    Returns:
+        Boxes per image, without detections of classes the data has not; targets to 0.01 px, as COCO's files have
+        them (label files carry six decimals of the side).
+
+    Raises:
+        AnalysisError: When a package is missing, the model is no detector, or data and model do not fit.
+
+    Example:
+        >>> detect("yolo11n.pt", "coco8.yaml")
+        Traceback (most recent call last):
+        ...
+        surgeon.errors.AnalysisError: detection needs a YOLO or RTDETR object, found str; pass YOLO("best.pt") or ...
+    """
+    check_detector(model)
+    predictions: dict[str, Boxes] = {}
+    targets: dict[str, Boxes] = {}
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        names = data_classes(data, split)
+        _check_classes(model.names, names, data)
+        kept = model.metrics
+        try:
+            model.val(
+                _collector(model, predictions, targets),
+                **{"data": data, "imgsz": imgsz, "batch": batch, "conf": conf, "max_det": max_det, "device": device},
+                **{"split": split, "project": folder, "name": "val", "plots": False, "save_json": False},
+                **{"save_txt": False, "verbose": False, "classes": None, "single_cls": False},
+            )
+            own = {key: float(value) for key, value in model.metrics.results_dict.items()}
+        finally:
+            model.metrics = kept
+    images = sorted(predictions)
+    return Detections(images, [predictions[path] for path in images], [targets[path] for path in images], names, own)
+
+
+def check_detector(model: Any) -> None:
+    """Say what is missing for a detector to be run: a package, or the detector.
+
+    Raises:
+        AnalysisError: When ultralytics is missing, or the model is no ultralytics object for detection.
+    """
+    try:
+        from ultralytics.engine.model import Model
+    except ImportError as error:
+        raise AnalysisError(MISSING.format(error)) from error
+    if not isinstance(model, Model):
+        raise AnalysisError(
+            f'detection needs a YOLO or RTDETR object, found {type(model).__name__}; pass YOLO("best.pt") or '
+            "surgeon.load of an operated one, not its inner model"
+        )
+    if model.task != "detect":
+        raise AnalysisError(f"detection needs a model whose task is 'detect', found '{model.task}'; use its val()")
+
+
+def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Boxes]) -> type:
+    """The model's own validator, which keeps what it sees by path of the image."""
+    base = model._smart_load("validator")
+
+    class Collector(base):  # type: ignore[misc, valid-type]
+        def init_metrics(self, inner: Any) -> None:
+            super().init_metrics(inner)
+            self.labels = {label["im_file"]: label for label in self.dataloader.dataset.labels}
+
+        def update_metrics(self, preds: Any, batch: Any) -> None:
+            for index, one in enumerate(preds):
+                prepared = self._prepare_batch(index, batch)
+                scaled, path = self.scale_preds(one, prepared), prepared["im_file"]
+                targets[path] = _targets(self.labels[path], prepared["ori_shape"])
+                known = scaled["cls"] < self.data["nc"]
+                predictions[path] = {
+                    "boxes": scaled["bboxes"][known].double().cpu().numpy(),
+                    "labels": scaled["cls"][known].long().cpu().numpy(),
+                    "scores": scaled["conf"][known].double().cpu().numpy(),
+                }
+            super().update_metrics(preds, batch)
+
+    return Collector
+
+
+def _targets(label: Mapping[str, Any], shape: tuple[int, int]) -> Boxes:
+    height, width = shape
+    centre_x, centre_y, box_width, box_height = np.asarray(label["bboxes"], np.float64).reshape(-1, 4).T
+    corners = np.stack([centre_x - box_width / 2, centre_y - box_height / 2] * 2, 1)
+    corners[:, 2] += box_width
+    corners[:, 3] += box_height
+    boxes = np.round(corners * [width, height, width, height], 2)
+    return {"boxes": boxes, "labels": np.asarray(label["cls"]).reshape(-1).astype(np.int64)}
+
+
+def data_classes(data: str, split: str) -> dict[int, str]:
+    """The classes of a data yaml, index to name.
+
+    Raises:
+        AnalysisError: When ultralytics cannot read it, or it has no such split.
+    """
+    try:
+        from ultralytics.data.utils import check_det_dataset
+    except ImportError as error:
+        raise AnalysisError(MISSING.format(error)) from error
+    try:
+        read = check_det_dataset(data)
+    except Exception as error:  # ultralytics raises whatever comes
+        words = " ".join(str(error).split())[:300]
+        raise AnalysisError(f"cannot read the data set {data}: {words}; write path, train, val and names") from error
+    if not read.get(split):
+        there = ", ".join(key for key in ("train", "val", "test") if read.get(key))
+        raise AnalysisError(f"{data} has no split '{split}'; it has {there}")
+    return {int(index): str(name) for index, name in read["names"].items()}
+
+
+def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str) -> None:
+    """Refuse a model of other classes: ultralytics would drop labels, or count foreign classes as wrong."""
+    first = {index: own.get(index) for index in names}
+    if len(own) < len(names) or (len(own) > len(names) and first != dict(names)):
+        raise AnalysisError(
+            f"the model has {len(own)} classes, {data} has {len(names)} ({', '.join(list(names.values())[:3])}, ...): "
+            "its precision on them means nothing; train it on this data first, or give the data it was trained on"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ultralytics says only what went wrong, and shows no bar."""
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

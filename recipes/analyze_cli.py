@@ -1,0 +1,112 @@
+"""The commands ``surgeon analyze ...``: one per analysis, thin over the package analysis.
+
+Apart from the other commands, and free of slow imports like them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recipes.guarding import guarded
+
+if TYPE_CHECKING:
+    from analysis import DetectionErrors, Detections, Result
+
+DETECTION = (
+    "surgeon analyze detection best.pt --data mine.yaml | "
+    "surgeon analyze detection original.pt operated.pt --data VOC.yaml --similar voc --device cuda"
+)
+analyze = typer.Typer(
+    name="analyze",
+    help="See inside a network: what it finds and misses, in tables, figures and pages.",
+    epilog=f"Examples: {DETECTION}",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Net = Annotated[str, typer.Argument(help="A .pt file, stock or operated, a folder of surgeon.save, or a model yaml.")]
+Other = Annotated[str | None, typer.Argument(help="Another, to be compared on the same images.")]
+
+
+@analyze.callback()
+def _group() -> None:
+    """Keep the name of the analysis even while there is one."""
+
+
+@analyze.command(epilog=f"Examples: {DETECTION}")
+@guarded
+def detection(
+    model: Net,
+    data: Annotated[str, typer.Option(help="A data yaml as ultralytics reads it.")],
+    other: Other = None,
+    imgsz: Annotated[int, typer.Option(min=32, help="Pixels of the longer side the net sees.")] = 640,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.")] = "cpu",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/detection"),
+    similar: Annotated[str | None, typer.Option(help="Which classes are similar: voc or coco.")] = None,
+    labels: Annotated[str, typer.Option(help="Names of the two nets.")] = "original,operated",
+    resamples: Annotated[int, typer.Option(min=0, help="Draws of the images for the intervals; 0: none.")] = 200,
+    samples: Annotated[int, typer.Option(min=0, help="Images on the page of samples.")] = 12,
+    latency: Annotated[bool, typer.Option(help="Measure how long one image takes.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Average precision by size of object, and kinds of errors.
+
+    With two nets: the differences, and whether these images can tell them apart. Writes tables (JSON, CSV), figures and
+    pages into a folder.
+    """
+    import analysis
+
+    names = _two(labels)
+    nets = _open([name for name in (model, other) if name is not None], data, split)
+    settings: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "latency": latency}
+    settings |= {"resamples": resamples, "seed": seed}
+    scores: Any
+    errors: Any
+    if len(nets) == 1:
+        scores = analysis.detection(nets[0], data, **settings)
+        errors, images = _errors(scores.found, similar), scores.found.images
+    else:
+        scores = analysis.compare_detection(nets[0], nets[1], data, labels=names, **settings)
+        one, two = (_errors(each.found, similar) for each in (scores.first, scores.second))
+        errors, images = one.beside(two, names), scores.first.found.images
+    _write(scores, out, "detection")
+    _write(errors, out, "errors")
+    errors.samples(out / "samples.html", images, samples, seed)
+    typer.echo(f"written to {out}: detection and errors (.json .csv .png .html), samples.html")
+
+
+def _open(names: list[str], data: str, split: str) -> list[Any]:
+    from analysis.detection_running import data_classes
+    from recipes.detectors import open_detector
+
+    classes = len(data_classes(data, split))
+    return [open_detector(name, classes=classes) for name in names]
+
+
+def _two(labels: str) -> tuple[str, str]:
+    from surgeon.errors import SurgeonError
+
+    first, _, second = (part.strip() for part in labels.partition(","))
+    if not first or not second or first == second:
+        raise SurgeonError(f"--labels {labels}: two different names are needed; write original,operated")
+    return first, second
+
+
+def _errors(found: Detections, similar: str | None) -> DetectionErrors:
+    import analysis
+
+    return analysis.detection_errors(found.predictions, found.targets, similar=similar, names=found.names)
+
+
+def _write(result: Result, out: Path, name: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    typer.echo(str(result))
+    result.to_json(out / f"{name}.json")
+    result.to_csv(out / f"{name}.csv")
+    result.figure().savefig(out / f"{name}.png", dpi=150)
+    result.report(out / f"{name}.html")
