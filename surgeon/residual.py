@@ -19,7 +19,7 @@ ADDITIONS = ("add", "iadd")
 SCALINGS = ("mul", "imul", "div", "truediv")
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 WEIGHTED_CALLS = ("conv2d", "linear", "matmul", "einsum", "scaled_dot_product_attention")
-MIXING = ("cat", "stack", "add", "iadd")
+MIXING = ("cat", "stack", "add", "iadd", "log")  # a logarithm: boxes as logits, as detectors refine them, no features
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def _is_feature(value: Any, total: Tensor) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 3 and value.shape == total.shape
 
 
+def _has_features(value: Any) -> bool:
+    """Not what only says where to look: indices, such as those of the best queries."""
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.is_floating_point()
+
+
 def _part(a: fx.Node, b: fx.Node) -> tuple[fx.Node | None, tuple[list[fx.Node], list[fx.Node]]]:
     """Where the branches that end in ``a`` and ``b`` part, and the nodes of each branch behind that point."""
     colours: dict[fx.Node, int] = {a: 1}
@@ -85,7 +90,7 @@ def _part(a: fx.Node, b: fx.Node) -> tuple[fx.Node | None, tuple[list[fx.Node], 
     while heap:
         _, _, node = heapq.heappop(heap)
         if colours[node] == 3:
-            return (node if isinstance(node.meta["val"], Tensor) else None), branches
+            return (node if _has_features(node.meta["val"]) else None), branches
         branches[colours[node] - 1].append(node)
         for source in node.all_input_nodes:
             if source.op == "get_attr":
