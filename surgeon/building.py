@@ -115,8 +115,9 @@ def builder_of(
 
 def _words(builder: Builder) -> str:
     name, _ = library_of(builder)
-    arguments = ", ".join([repr(builder[name]), *(f"{k}={v!r}" for k, v in builder["arguments"].items())])
-    return f"{'timm.create_model' if name == 'timm' else name}({arguments})"[:300]
+    shown = {k: repr(v) if len(repr(v)) < 80 else "{...}" for k, v in builder["arguments"].items()}
+    arguments = ", ".join([repr(builder[name]), *(f"{k}={v}" for k, v in shown.items())])
+    return f"{'timm.create_model' if name == 'timm' else name}({arguments})"
 
 
 def blank(builder: Builder) -> nn.Module:

@@ -82,8 +82,8 @@ class Ledger:
         """
         if self.log is None:
             raise RefusedError(
-                "cannot undo: the originals were not kept (keep_originals: false, or the network was rebuilt in training "
-                "for other classes or read from its checkpoints); load the original checkpoint instead"
+                "cannot undo: the originals were not kept (keep_originals: false, or training rebuilt the network for "
+                "other classes, or its checkpoint was loaded); load the original checkpoint instead"
             )
         try:
             revert(model, self.log)

@@ -28,6 +28,9 @@ def skeleton(model: nn.Module) -> nn.Module:
         memo[id(ledger)] = ledger
     copied = copy.deepcopy(model, memo).eval()
     copied.__dict__[FAKE_MODE] = fake
+    for module in copied.modules():
+        if "anchors" in module.__dict__:  # a detector's head: it computes them anew where the last run left no shape
+            module.__dict__.update(dict.fromkeys({"shape", "shapes"} & module.__dict__.keys()))
     return copied
 
 

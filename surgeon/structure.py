@@ -15,16 +15,8 @@ from surgeon.recorder import function_name
 from surgeon.tracing import record_forward
 
 Structure = dict[str, str]
-NO_FUNCTION = ("training", "grad_checkpointing", "num_classes", "inplace")
-NO_FUNCTION += (
-    "pt_path",
-    "np",
-    "max_det",
-    "shape",
-    "export",
-    "dynamic",
-    "format",
-)  # what ultralytics notes on the way  # settings that change no result
+NOTED = ("pt_path", "np", "max_det", "shape", "export", "dynamic", "format")  # by ultralytics, on the way
+NO_FUNCTION = ("training", "grad_checkpointing", "num_classes", "inplace", *NOTED)  # settings that change no result
 ELSEWHERE = re.compile(r" at 0x[0-9a-f]+|device\(type='\w+'(, index=\d+)?\)")  # differs from process to process
 
 IN_PLACE = re.compile(r"(, )?inplace=\w+")  # where a result is written, not what it is

@@ -75,13 +75,12 @@ def candidates(module: nn.Module) -> Iterator[Builder]:
         yield {"yolo": original_class(module).__name__, "arguments": arguments}
 
 
-def class_width(module: nn.Module) -> int | None:
+def class_width(module: Any) -> int | None:
     """Channels of the class branch of a detector's head; None where it has none.
 
     It follows the number of classes, but a network trained on for other classes keeps the width it was built with.
     """
-    head = list(module.children())[-1][-1]  # type: ignore[index]
-    branch = getattr(head, "cv3", None)
+    branch = getattr(module.model[-1], "cv3", None)
     found = getattr(branch[0][-1], "in_channels", None) if isinstance(branch, nn.ModuleList) else None
     return found if isinstance(found, int) else None
 
