@@ -12,6 +12,7 @@ import timm
 from torch import nn
 
 import surgeon
+from recipes.detectors import open_detector
 from recipes.problems import nearest
 from recipes.processes import derive, seeded
 from recipes.schema import ModelSection, RecipeFile
@@ -83,7 +84,7 @@ def build(recipe: RecipeFile, seed: int = 0, num_classes: int | None = None, in_
         in_chans: Of the image, likewise.
 
     Raises:
-        RecipeError: When timm has no such model, or refuses the arguments.
+        RecipeError: When timm or ultralytics has no such model, or refuses the arguments.
         LoadError: When a saved folder or a checkpoint is damaged or another model's.
 
     Example:
@@ -93,6 +94,8 @@ def build(recipe: RecipeFile, seed: int = 0, num_classes: int | None = None, in_
     """
     section = recipe.model
     with seeded(derive(seed, 0)):
+        if section.yolo is not None:
+            return open_detector(section.yolo, num_classes, in_chans)  # type: ignore[no-any-return]
         if section.folder is not None:
             return surgeon.load(Path(section.folder).expanduser())  # type: ignore[no-any-return]
         model = _create(section, {"num_classes": num_classes, "in_chans": in_chans})

@@ -30,7 +30,12 @@ app = typer.Typer(
 )
 app.add_typer(analyze)
 
-Model = Annotated[str, typer.Argument(help="A timm model, a folder saved by surgeon.save, or a recipe file.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A timm model, a detector's yaml or .pt file, a folder saved by surgeon.save, or a recipe file."
+    ),
+]
 Surgery = Annotated[str, typer.Argument(help="An op (surgeon ops), a recipe file, or a shipped recipe.")]
 Size = Annotated[str | None, typer.Option(help="Image size: 224, 224,224 or 3,224,224. Default: the model's own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -215,20 +220,16 @@ def ops() -> None:
     typer.echo(table(("op", "what it does"), rows))
 
 
-@command(examples="surgeon models | surgeon models 'resnet*' | surgeon models 'convnext*' --pretrained")
+@command(examples="surgeon models | surgeon models 'convnext*' --pretrained | surgeon models 'yolo11*' --yolo")
 def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*",
     pretrained: Annotated[bool, typer.Option(help="Only those timm has weights for.")] = False,
+    yolo: Annotated[bool, typer.Option(help="The yamls of ultralytics', and those shipped here.")] = False,
 ) -> None:
-    """List the timm models a recipe can name."""
-    import timm
+    """List the models a recipe can name: timm's, or the detectors'."""
+    from recipes.opening import model_names
 
-    from surgeon.errors import SurgeonError
-
-    names = timm.list_models(pattern, pretrained=pretrained)
-    if not names:
-        raise SurgeonError(f"timm {timm.__version__} has no model like '{pattern}'; quote a pattern such as 'resnet*'")
-    typer.echo("\n".join(names))
+    typer.echo("\n".join(model_names(pattern, pretrained, yolo)))
 
 
 @command("recipes", examples="surgeon recipes")

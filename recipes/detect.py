@@ -171,11 +171,12 @@ def measure(model: Any, settings: DetectTrain, data: DataSet) -> Detected:
     return Detected(float(box.map), float(box.map50))
 
 
-def images(data: DataSet, settings: DetectTrain, count: int = VERIFIED) -> torch.Tensor:
-    """Return some validation images as ultralytics hands them to a net: (count, C, imgsz, imgsz), 0 to 1."""
-    configured = needed("ultralytics.cfg").get_cfg(overrides={"imgsz": settings.imgsz, "task": "detect"})
+def images(data: DataSet, imgsz: int, batch_size: int) -> Iterator[torch.Tensor]:
+    """Give the validation images as ultralytics hands them to a net, square: (batch_size, C, imgsz, imgsz), 0 to 1."""
+    configured = needed("ultralytics.cfg").get_cfg(overrides={"imgsz": imgsz, "task": "detect"})
     found = needed("ultralytics.data.utils").check_det_dataset(data.yaml)
     build = needed("ultralytics.data").build_yolo_dataset
-    dataset = build(configured, found["val"], batch=1, data=found, mode="val", rect=False)
-    chosen = [dataset[i]["img"] for i in range(min(count, len(dataset)))]
-    return torch.stack(chosen).float() / 255
+    dataset = build(configured, found["val"], batch=batch_size, data=found, mode="val", rect=False)
+    for start in range(0, len(dataset), batch_size):
+        chosen = [dataset[i]["img"] for i in range(start, min(start + batch_size, len(dataset)))]
+        yield torch.stack(chosen).float() / 255

@@ -20,7 +20,7 @@ from surgeon.errors import RecipeError, SurgeonError
 from surgeon.storage import is_checkpoint
 
 ZOO = Path(__file__).parent / "zoo" / "models"
-SUFFIXES = (".yaml", ".yml", ".pt")
+YAML = (".yaml", ".yml")
 TASKS = ("detect", "segment", "pose", "obb")  # those with boxes, which is what a run measures
 NEEDED = 'detectors need the package ultralytics; run: pip install "cnn-surgeon[yolo]"'
 
@@ -67,17 +67,26 @@ def is_detector(name: str) -> bool:
         (True, False)
     """
     path = Path(name).expanduser()
-    if path.suffix not in SUFFIXES:
-        return False
-    return path.suffix == ".pt" or not path.is_file() or _describes_a_model(path)
+    if path.suffix not in YAML:
+        return path.suffix == ".pt"
+    return not path.is_file() or _describes_a_model(path)
+
+
+def is_data_yaml(path: Path) -> bool:
+    """Whether a file is a data yaml of ultralytics', and no recipe."""
+    return path.suffix in YAML and "train" in (content := _content(path)) and "model" not in content
 
 
 def _describes_a_model(path: Path) -> bool:
+    return "backbone" in _content(path)
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
-        return False
-    return isinstance(content, dict) and "backbone" in content
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _file(name: str) -> str:
@@ -89,14 +98,9 @@ def _file(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists() or path.suffix == ".pt":
         return str(path)
-    if name not in names():
-        unscaled = name in {file.name for file in names().values()}
-        hint = nearest(name, names())
-        if not unscaled:
-            where = (
-                f"no file '{name}' in {Path.cwd()}, and ultralytics {needed().__version__} has no model of that name"
-            )
-            raise RecipeError(f"{where}{hint} (surgeon models --yolo lists them)")
+    if name not in names() and name not in {file.name for file in names().values()}:
+        where = f"no file '{name}' in {Path.cwd()}, and ultralytics {needed().__version__} has no model of that name"
+        raise RecipeError(f"{where}{nearest(name, names())} (surgeon models --yolo lists them)")
     shipped = ZOO / name
     return str(shipped) if shipped.is_file() else name
 
