@@ -37,6 +37,7 @@ class Freeze:
             {name: part.training for name, part in module.named_modules()},
             model.get_submodule(self.path.rpartition(".")[0]).training,
         )
+        module.train()  # what evaluation has kept of the old values goes (LeViT's biases)
         derive(module, Frozen())
         set_frozen(module, thaw.trainable, True)
         module.train()
@@ -65,6 +66,7 @@ class Thaw:
         module, parent = model.get_submodule(self.path), model.get_submodule(self.path.rpartition(".")[0])
         cls, present = type(module), {name: _tensors(module)[name].detach().clone() for name in self.values}
         underived(module)
+        module.train()
         self._set(module, self.values, frozen=False)
         same = parent.training == self.parent_mode
         for name, part in module.named_modules():

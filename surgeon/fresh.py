@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -53,22 +53,28 @@ def architecture(model: nn.Module) -> str:
     return json.dumps(builder) if builder else ""
 
 
-def draw(part: nn.Module, built: str, path: str, seed: int) -> dict[str, Tensor]:
+def draw(part: nn.Module, built: str, path: str, seed: int, build: Whole | None = None) -> dict[str, Tensor]:
     """Initial values of ``part``, which lies at ``path`` of what :func:`architecture` describes.
 
     Of a part without values (on a skeleton) nothing is drawn: the answer is empty.
+
+    Raises:
+        RefusedError: When the part has a parameter whose initial distribution is not known.
     """
     held = tensors(part)
     if any(is_fake(tensor) or tensor.is_meta for tensor in held.values()):
+        if (not built or _operated(part)) and (reason := _why_not_reset(part)):
+            raise RefusedError(reason)
         return {}
     if built:
-        found = {
-            name: value for name, value in _whole(built, seed).items() if name.startswith(f"{path}." if path else "")
-        }
-        cut = {name.removeprefix(f"{path}." if path else ""): value for name, value in found.items()}
+        prefix = f"{path}." if path else ""
+        values = (build or _kept)(built, seed)
+        cut = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         if cut.keys() == held.keys() and all(cut[name].shape == held[name].shape for name in held):
             return cut
-    return _reset(part, path, seed)
+    if reason := _why_not_reset(part):
+        raise RefusedError(reason)
+    return _reset(part, seed)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -76,8 +82,11 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-@lru_cache(maxsize=1)
-def _whole(built: str, seed: int) -> dict[str, Tensor]:
+Whole = Callable[[str, int], dict[str, Tensor]]
+
+
+def whole(built: str, seed: int) -> dict[str, Tensor]:
+    """All values of the model that ``built`` describes, drawn with ``seed``."""
     builder: dict[str, Any] = json.loads(built)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in builder["arguments"].items()}
     with generators_kept():
@@ -86,16 +95,31 @@ def _whole(built: str, seed: int) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors(model).items()}
 
 
-def _reset(part: nn.Module, path: str, seed: int) -> dict[str, Tensor]:
+_kept = lru_cache(maxsize=1)(whole)
+
+
+def _operated(part: nn.Module) -> bool:
+    return any(type(module).__module__.startswith("surgeon.ops.") for module in part.modules())
+
+
+def _why_not_reset(part: nn.Module) -> str | None:
+    """Why the modules of ``part`` cannot draw by themselves; None where they can."""
+    for name, module in part.named_modules():
+        known = callable(getattr(module, "reset_parameters", None))
+        if not known and any(True for _ in module.parameters(recurse=False)):
+            what = f"holds '{name}', a {type(module).__name__}" if name else f"is a {type(module).__name__}"
+            return (
+                f"{what} without reset_parameters, and is not as timm builds it: nothing says how it starts; put this "
+                "step before the surgery, or give the class a reset_parameters"
+            )
+    return None
+
+
+def _reset(part: nn.Module, seed: int) -> dict[str, Tensor]:
     drawn = copy.deepcopy(part)
     with generators_kept():
         torch.manual_seed(seed)
-        for name, module in drawn.named_modules():
+        for module in drawn.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise RefusedError(
-                    f"'{path}.{name}'.{type(module).__name__} has no reset_parameters, and timm does not build the "
-                    "model: nothing says how it starts; give the class a reset_parameters"
-                )
     return {name: tensor.detach() for name, tensor in tensors(drawn).items()}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from surgeon.errors import RefusedError
+from surgeon.errors import AnalysisError, RefusedError
+from surgeon.settings import complain
 
 When = Literal["train", "eval", "both"]
 
@@ -68,6 +69,15 @@ class Drawing(nn.Module):
         return f"when={self.when!r}"
 
 
+def check_seed(seed: int, op: str) -> None:
+    """Refuse a seed that torch's generators do not take, or that a number of its own added to it would make such.
+
+    Raises:
+        RecipeError: When it is 2**62 or more, below zero or above.
+    """
+    complain([("seed", f"is {seed}; it is less than 2**62")] if abs(seed) >= 2**62 else [], op)
+
+
 def unreal(x: Tensor) -> bool:
     """Whether ``x`` has a shape only: nothing can be drawn for it, and no buffer be read."""
     return x.is_meta or is_fake(x)
@@ -103,7 +113,7 @@ def average_outputs(model: nn.Module, images: Tensor, passes: int = 10) -> tuple
         Mean and standard deviation (over ``passes - 1``), each shaped as the model's output.
 
     Raises:
-        ValueError: When there are fewer than 2 passes.
+        AnalysisError: When there are fewer than 2 passes, or the model does not answer one tensor.
 
     Example:
         >>> import surgeon
@@ -113,6 +123,12 @@ def average_outputs(model: nn.Module, images: Tensor, passes: int = 10) -> tuple
         (True, True)
     """
     if passes < 2:
-        raise ValueError(f"passes is {passes}; a spread needs at least 2 forward passes")
-    outputs = torch.stack([model(images) for _ in range(passes)])
+        raise AnalysisError(f"passes is {passes}; a spread needs at least 2 forward passes")
+    answers = [model(images) for _ in range(passes)]
+    if not isinstance(answers[0], Tensor):
+        raise AnalysisError(
+            f"{type(model).__name__} answers a {type(answers[0]).__name__}, no tensor to average; wrap it in a module "
+            "that answers one tensor"
+        )
+    outputs = torch.stack(answers)
     return outputs.mean(0), outputs.std(0)

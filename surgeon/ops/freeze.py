@@ -18,6 +18,7 @@ from surgeon.errors import RefusedError
 from surgeon.freezing import Freeze as Fix
 from surgeon.fresh import architecture, draw
 from surgeon.op import AbstractOp, Decision, Refused, Rewrite, Unchanged, register_op
+from surgeon.ops.drawing import check_seed
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
 
@@ -46,6 +47,10 @@ class Freeze(AbstractOp):
 
     at: Literal["current", "init"] = "current"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed, self.name)
 
     @property
     def exact(self) -> bool:

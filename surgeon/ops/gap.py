@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.edit import Append, Edit, SetAttribute, Swap, untouchable
 from surgeon.errors import RefusedError
 from surgeon.freezing import Derive, Freeze
 from surgeon.op import AbstractOp, Decision, Refused, Rewrite, register_op
+from surgeon.ops.drawing import check_seed
+from surgeon.ops.layout import channels_last
 from surgeon.settings import complain
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace, trace, within
@@ -65,6 +67,7 @@ class GAP(AbstractOp):
         if len(set(self.depths)) < len(self.depths):
             problems.append(("depths", f"is {list(self.depths)}, which names one twice"))
         complain(problems, self.name)
+        check_seed(self.seed, self.name)
 
     @property
     def exact(self) -> bool:
@@ -80,8 +83,10 @@ class GAP(AbstractOp):
                 f"{type(recorded.model).__name__} is not, or has taken away (num_classes=0)"
             )
         path, layer = found
-        shape = (int(getattr(layer, "in_features", 0)),)
-        out = (int(getattr(layer, "out_features", 0)),)
+        if not isinstance(recorded.outputs, Tensor) or recorded.outputs.ndim != 2:
+            raise RefusedError("op 'gap' needs a model that answers logits (N, classes), one tensor")
+        shape = (int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0)),)
+        out = (recorded.outputs.shape[1],)  # a 1x1 conv or a small net may classify, too
         kind = {"kind": "block", "type_name": type(layer).__name__, "reduction": 1, "depth": 1.0}
         return [Site(path=path, in_shape=shape, out_shape=out, **kind)]  # type: ignore[arg-type]
 
@@ -92,6 +97,8 @@ class GAP(AbstractOp):
             return Refused(reason)
         features = _features(recorded)
         taps = [_tap(depth, recorded, features) for depth in self.depths]
+        if twice := next((i for i, tap in enumerate(taps) if tap in taps[:i]), None):
+            return Refused(f"depths {self.depths[taps.index(taps[twice])]!r} and {self.depths[twice]!r} are one module")
         width = sum(tap.width for tap in taps)
         classes = site.out_shape[0]
         head = TapHead(site.path, tuple(taps), width)
@@ -211,20 +218,20 @@ def _features(recorded: Trace) -> Trace:
 def _tap(depth: Depth, recorded: Trace, features: Trace) -> TapPoint:
     """Where ``depth`` is, and how wide."""
     if depth == LAST:
-        return _point("", features.outputs, None, depth)
-    path, width = depth, None
+        return _point("", features.graph.output_node().args[0], features, depth)
+    path = depth
     if isinstance(depth, int):
         info = getattr(recorded.model, "feature_info", None)
         entries = info if isinstance(info, list) else []
         if not -len(entries) <= depth < len(entries):
             raise RefusedError(f"depth {depth} is none of the {len(entries)} entries of feature_info; name a module")
-        path, width = str(entries[depth]["module"]), int(entries[depth]["num_chs"])
+        path = str(entries[depth]["module"])
     if path not in dict(recorded.model.named_modules()):
         raise RefusedError(f"depth {depth!r}: the model has no module '{path}'")
     nodes = [n for n in features.graph.nodes if n.target == path or path in n.meta.get("returned_by", ())]
     if not nodes:
         raise RefusedError(f"depth {depth!r}: '{path}' answers no tensor on the way to the classifier")
-    return _point(_innermost(str(path), recorded.model), nodes[-1].meta["val"], width, depth)
+    return _point(_innermost(str(path), recorded.model), nodes[-1], features, depth)
 
 
 def _innermost(path: str, model: nn.Module) -> str:
@@ -236,17 +243,13 @@ def _innermost(path: str, model: nn.Module) -> str:
     return path
 
 
-def _point(path: str, value: Any, width: int | None, depth: Depth) -> TapPoint:
+def _point(path: str, node: Any, features: Trace, depth: Depth) -> TapPoint:
+    value = node.meta["val"] if isinstance(node, fx.Node) else node
     if not isinstance(value, Tensor) or value.ndim != 4:
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
         raise RefusedError(f"depth {depth!r} holds {shape}, no map to pool")
-    last = value.shape[3] == width != value.shape[1] if width else _channels_last(value)
+    last = channels_last(node, features)
     return TapPoint(path, value.shape[3 if last else 1], (1, 2) if last else (2, 3))
-
-
-def _channels_last(value: Tensor) -> bool:
-    """By shape: two equal sides in front of another number of channels."""
-    return value.shape[1] == value.shape[2] != value.shape[3]
 
 
 def _make_tap(tap: TapPoint, _module: nn.Module) -> nn.Module:
@@ -270,7 +273,7 @@ def _rest_of_head(classifier: str, recorded: Trace, features: Trace) -> list[str
     gone: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{other}.") for other in gone)
-        holds = classifier == path or classifier.startswith(f"{path}.") or not path
+        holds = not path or f"{classifier}.".startswith(f"{path}.") or path.startswith(f"{classifier}.")
         if inside or holds or not any(True for _ in module.parameters()):
             continue
         runs = any(within(node, path) for node in recorded.graph.nodes if node.op != "get_attr")
@@ -284,7 +287,7 @@ def _backbone(model: nn.Module, classifier: str) -> list[str]:
     found: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{other}.") for other in found)
-        holds = not path or classifier == path or classifier.startswith(f"{path}.")
+        holds = not path or f"{classifier}.".startswith(f"{path}.") or path.startswith(f"{classifier}.")
         if not inside and not holds and any(True for _ in module.parameters()):
             found.append(path)
     return found

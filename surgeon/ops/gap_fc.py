@@ -8,26 +8,38 @@ channels it had. The paper trains from scratch; here the new weights start from 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
-from torch import Tensor, fx, nn
+from timm.layers import BlurPool2d
+from timm.models.vgg import ConvMlp
+from torch import Tensor, nn
 
-from surgeon.edit import Edit, Prepend, SetAttribute, Swap, untouchable
+from surgeon.edit import Edit, Prepend, SetAttribute, Swap
 from surgeon.errors import RefusedError
-from surgeon.locating import pair, sites_of
-from surgeon.op import AbstractOp, Decision, Refused, Rewrite, Unchanged, exchange, not_alone, register_op
+from surgeon.locating import pair
+from surgeon.op import (
+    AbstractOp,
+    Decision,
+    Refused,
+    Rewrite,
+    Unchanged,
+    exchange,
+    not_alone,
+    register_op,
+    why_not_exchanged,
+)
+from surgeon.ops.cut import Cut, SeveralTensorsError
+from surgeon.ops.drawing import Drawing, check_seed
+from surgeon.ops.gap import Tap2d
 from surgeon.ops.point_conv import Init, point_conv, why_not_point
+from surgeon.ops.remove import Removed
 from surgeon.site import Kind, Site
 from surgeon.table import by
 from surgeon.tracing import Trace, within
 from surgeon.units import unit_of
-
-POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd)
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-POOL_CALLS = ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")
 
 
 @register_op
@@ -61,6 +73,10 @@ class GAPFC(AbstractOp):
     seed: int = 0
     at: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed, self.name)
+
     @property
     def exact(self) -> bool:
         """Never: positions are lost."""
@@ -71,7 +87,7 @@ class GAPFC(AbstractOp):
         if site.via != "module":
             return Refused("computes with a kernel its owner holds; there is no conv to exchange")
         conv = recorded.model.get_submodule(site.path)
-        if reason := why_not_point(conv) or not_alone(site, conv, recorded):
+        if reason := why_not_exchanged(site, conv) or why_not_point(conv) or not_alone(site, conv, recorded):
             return Refused(reason)
         conv = cast(nn.Conv2d, conv)
         start = {"sum": "the sum of its taps", "center": "its center tap", "fresh": "fresh weights"}[self.init]
@@ -86,11 +102,13 @@ class GAPFC(AbstractOp):
         try:
             cut = Cut.before(self.at or path, recorded)
         except SeveralTensorsError as error:
-            return [(first, Refused(f"{error}{_nearest(path, recorded)}"))]
+            return [(first, Refused(f"{error}{_nearest(self.at or path, recorded)}"))]
         except RefusedError as error:
             return [(first, Refused(str(error)))]
         if cut.pooled:
             return [(site, Unchanged("reads one position per channel already")) for site in sites]
+        if layer := _of_an_earlier_step(cut, recorded):
+            return [(first, Refused(f"{layer} behind it is of an earlier step; put this step before that one"))]
         found = [(site, self._behind(site, recorded)) for site in cut.sites]
         refused = [(site, what) for site, what in found if isinstance(what, Refused)]
         if refused:
@@ -100,6 +118,8 @@ class GAPFC(AbstractOp):
 
     def _behind(self, site: Site, recorded: Trace) -> Decision:
         try:
+            if site.type_name == BlurPool2d.__name__:
+                return Rewrite([Swap(site.path, lambda _pool: nn.Identity())], "blur removed")
             if site.kind == "strided_pool":
                 return exchange(site, recorded, lambda _site, _pool: nn.Identity(), "removed")
             return self.decide(site, recorded)
@@ -121,6 +141,7 @@ def _with_cut(
 ) -> list[tuple[Site, Decision]]:
     """The decisions with the pooling among them: at the site of the unit, or with the conv that is the unit."""
     edits: list[Edit] = [Prepend(cut.path, lambda _module: GlobalPool2d()), *_feature_info(cut, recorded)]
+    edits += [SetAttribute(path, "input_kernel_size", _one) for path in _stretching(cut, recorded)]
     words = f"global average pooling of {by(cut.shape)} before it"
     at = next((i for i, (site, _) in enumerate(found) if site.path == cut.path), None)
     if at is None:
@@ -130,6 +151,35 @@ def _with_cut(
     swaps = what.edits if isinstance(what, Rewrite) else ()
     found[at] = (site, Rewrite([*swaps, *edits], f"{words}; {what.reason}"))
     return found
+
+
+def _of_an_earlier_step(cut: Cut, recorded: Trace) -> str | None:
+    """A layer behind the cut that an op has built, and that would see more than one position."""
+    paths = dict.fromkeys(path for node in cut.behind for path in (str(node.target), node.meta.get("owner", "")))
+    layers = {path: module for path in paths if (module := _submodule(recorded.model, path)) is not None}
+    return next((f"'{path}' ({type(layer).__name__})" for path, layer in layers.items() if _sees_more(layer)), None)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _sees_more(layer: nn.Module) -> bool:
+    one = isinstance(layer, (GlobalPool2d, Tap2d, Drawing, Removed))
+    return type(layer).__module__.startswith("surgeon.ops.") and not one
+
+
+def _stretching(cut: Cut, recorded: Trace) -> list[str]:
+    """Heads (VGG's) that stretch a map to the kernel of their first conv, which is 1x1 now."""
+    owners = dict.fromkeys(str(node.meta.get("owner", "")) for node in cut.behind)
+    return [path for path in owners if isinstance(recorded.model.get_submodule(path), ConvMlp)]
+
+
+def _one(_old: Any) -> int:
+    return 1
 
 
 def _nearest(path: str, recorded: Trace) -> str:
@@ -148,122 +198,6 @@ def _nearest(path: str, recorded: Trace) -> str:
     return ""
 
 
-class SeveralTensorsError(RefusedError):
-    """An edge is not the only one between what lies before it and behind it."""
-
-
-@dataclass
-class Cut:
-    """An edge of the graph that alone connects what lies before with what lies behind.
-
-    Args:
-        path: Of the module whose input it is.
-        shape: (C, H, W) there.
-        sites: The convs and pools behind it that see more than one position.
-        behind: Nodes behind it.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    sites: list[Site]
-    behind: list[fx.Node]
-
-    @property
-    def pooled(self) -> bool:
-        """Whether there is one position only."""
-        return self.shape[1:] == (1, 1)
-
-    @classmethod
-    def before(cls, path: str, recorded: Trace) -> Cut:
-        """The cut at the input of the module at ``path``.
-
-        Raises:
-            RefusedError: When there is no such edge, or the model answers maps.
-        """
-        _insist_on_logits(recorded)
-        nodes = [node for node in recorded.graph.nodes if node.op not in ("get_attr", "placeholder")]
-        inside = [node for node in nodes if within(node, path)]
-        if not inside:
-            raise RefusedError(f"'{path}' does not run as a module of its own; name a module that the forward calls")
-        if len({node.meta.get("run", 0) for node in inside if node.meta["owner"] == path}) > 1:
-            raise RefusedError(f"'{path}' runs several times; select a unit that runs once")
-        module = recorded.model.get_submodule(path)
-        if isinstance(module, CONTAINERS):
-            raise RefusedError(
-                f"'{path}' is a {type(module).__name__}, which runs its children; name the first of them"
-            )
-        if reason := untouchable(module):
-            raise RefusedError(reason)
-        behind = nodes[nodes.index(inside[0]) :]
-        crossing = {n for node in behind for n in node.all_input_nodes if n.op != "get_attr" and n not in behind}
-        entry = {n for node in inside for n in node.all_input_nodes if n in crossing}
-        others = [n for n in behind if n not in inside and crossing.intersection(n.all_input_nodes)]
-        if len(crossing) != 1 or len(entry) != 1 or others:
-            reader = (others or behind)[0].meta.get("owner") or "the model itself"
-            several = f"{len(crossing)} tensors pass" if len(crossing) > 1 else "a tensor passes beside it"
-            raise SeveralTensorsError(f"{several} from before '{path}' to behind it ('{reader}' reads it)")
-        value = crossing.pop().meta["val"]
-        _insist_on_maps(path, value, behind, recorded)
-        return cls(path, tuple(value.shape[1:]), list(_spatial(behind, recorded)), behind)
-
-
-def _insist_on_logits(recorded: Trace) -> None:
-    out = recorded.outputs
-    if not isinstance(out, Tensor) or out.ndim != 2:
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise RefusedError(f"the model answers {shape}, no logits (N, classes): dense outputs need positions")
-
-
-def _insist_on_maps(path: str, value: Any, behind: list[fx.Node], recorded: Trace) -> None:
-    readers = [node for node in behind if any(n.meta["val"] is value for n in node.all_input_nodes)]
-    is_map = isinstance(value, Tensor) and value.ndim == 4
-    if not is_map or any(_reads_last(node, value, recorded) for node in readers):
-        shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
-        raise RefusedError(f"reads features {shape} at '{path}', no maps (C, H, W) to pool")
-
-
-def _reads_last(node: fx.Node, value: Tensor, recorded: Trace) -> bool:
-    """Whether a layer takes the last axis of a 4-D tensor for its channels."""
-    if node.op != "call_module" or "<" in str(node.target):
-        return node.meta.get("name") == "permute"
-    module = recorded.model.get_submodule(str(node.target))
-    width = {nn.LayerNorm: "normalized_shape", nn.Linear: "in_features"}
-    found = next((getattr(module, name) for cls, name in width.items() if isinstance(module, cls)), None)
-    channels = found[-1] if isinstance(found, tuple) else found
-    return channels is not None and channels == value.shape[3] != value.shape[1]
-
-
-def _spatial(behind: list[fx.Node], recorded: Trace) -> Iterator[Site]:
-    """Convs and pools that see more than one position, stride-1 pools among them."""
-    known = {site.path: site for site in sites_of(recorded)}
-    seen: set[str] = set()
-    for node in behind:
-        name, path = node.meta.get("name", ""), str(node.target)
-        if node.op == "call_function" and name in (*POOL_CALLS, "conv2d"):
-            path = f"{node.meta['owner']}:{name}:{node.meta['index']}"
-        elif node.op != "call_module" or "<" in path:
-            continue
-        module = recorded.model.get_submodule(path) if ":" not in path else None
-        if path in seen or not (path in known or name in POOL_CALLS or isinstance(module, POOLS)):
-            continue
-        seen.add(path)
-        yield known.get(path) or _stride_one_pool(path, node, module)
-
-
-def _stride_one_pool(path: str, node: fx.Node, module: nn.Module | None) -> Site:
-    source = node.all_input_nodes[0].meta["val"]
-    return Site(
-        path=path,
-        kind="strided_pool",
-        type_name=type(module).__name__ if module is not None else node.meta["name"],
-        in_shape=tuple(source.shape[1:]),
-        out_shape=tuple(source.shape[1:]),
-        reduction=1,
-        depth=1.0,
-        via="module" if module is not None else "function",
-    )
-
-
 def _feature_info(cut: Cut, recorded: Trace) -> list[Edit]:
     """Timm's feature_info tells how far stages are reduced: to one position behind the cut."""
     entries = getattr(recorded.model, "feature_info", None)
@@ -272,8 +206,8 @@ def _feature_info(cut: Cut, recorded: Trace) -> list[Edit]:
     first = cut.behind[0].meta["order"]
     last: dict[str, int] = {}
     for entry in entries:
-        nodes = [n for n in recorded.graph.nodes if n.op != "get_attr" and within(n, str(entry["module"]))]
-        last[str(entry["module"])] = max((n.meta["order"] for n in nodes), default=-1)
+        nodes = [n for n in recorded.graph.nodes if n.op.startswith("call_") and within(n, str(entry["module"]))]
+        last[str(entry["module"])] = max((n.meta["order"] for n in nodes if entry["module"]), default=-1)
 
     def renew(entries: list[dict[str, object]]) -> list[dict[str, object]]:
         side = max(recorded.input_size[1:])

@@ -7,13 +7,14 @@ allow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from surgeon.edit import Swap, untouchable
-from surgeon.op import AbstractOp, Decision, Refused, Rewrite, register_op, why_not_exchanged
+from surgeon.op import AbstractOp, Decision, Refused, Rewrite, Unchanged, register_op, why_not_exchanged
 from surgeon.site import Kind, Site
 from surgeon.table import by
 from surgeon.tracing import Trace
@@ -60,6 +61,18 @@ class Remove(AbstractOp):
         if reason := why_not_exchanged(site, block) or _inner(block):
             return Refused(reason)
         return Rewrite([Swap(site.path, lambda _block: Removed())], f"{site.type_name} -> identity")
+
+    def decide_all(self, sites: Sequence[Site], recorded: Trace, units: Sequence[str]) -> list[tuple[Site, Decision]]:
+        """A block in a block that goes, goes with it."""
+        found = super().decide_all(sites, recorded, units)
+        gone = [site.path for site, what in found if isinstance(what, Rewrite)]
+        around = {site.path: outermost(site.path, gone) for site in sites}
+        return [(s, Unchanged(f"goes with '{o}'") if (o := around[s.path]) else what) for s, what in found]
+
+
+def outermost(path: str, others: Sequence[str]) -> str | None:
+    """The first of ``others`` inside of which ``path`` lies."""
+    return next((other for other in others if path.startswith(f"{other}.")), None)
 
 
 def answered(site: Site, recorded: Trace) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from typing import ClassVar
 from torch import nn
 
 from surgeon.edit import Prepend, untouchable
-from surgeon.op import AbstractOp, Decision, Refused, Rewrite, on_skip, register_op
-from surgeon.ops.drawing import Drawing, When
+from surgeon.op import AbstractOp, Decision, Refused, Rewrite, call_of, on_skip, register_op
+from surgeon.ops.drawing import Drawing, When, check_seed
+from surgeon.ops.layout import channels_last
 from surgeon.ops.shuffle_layers import ChannelShuffle2d, SpatialShuffle2d
 from surgeon.settings import complain
 from surgeon.site import Kind, Site
@@ -36,7 +37,7 @@ class Shuffle(AbstractOp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        complain([("seed", f"is {self.seed}; it is less than 2**62")] if abs(self.seed) >= 2**62 else [], self.name)
+        check_seed(self.seed, self.name)
 
     @property
     def exact(self) -> bool:
@@ -57,7 +58,7 @@ class Shuffle(AbstractOp):
         """Put the shuffle on the edge to the conv, or on that of the skip."""
         make = partial(self._make, self.seed + zlib.crc32(site.path.encode()))
         if site.kind == "skip":
-            if len(site.out_shape) != 3 or site.out_shape[0] == site.out_shape[1] != site.out_shape[2]:
+            if len(site.out_shape) != 3 or channels_last(call_of(site, recorded), recorded):
                 return Refused(f"adds features of shape {site.out_shape}, no maps (C, H, W)")
             edge = on_skip(site, recorded, make)
             return edge if isinstance(edge, Refused) else Rewrite([edge], f"{self.name} on the {site.type_name} skip")

@@ -8,9 +8,9 @@ one of its sets. A defence at inference, so by default training goes on as ever.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +20,11 @@ from surgeon.derived import InPlace
 from surgeon.edit import untouchable
 from surgeon.errors import RefusedError
 from surgeon.freezing import Attach
-from surgeon.fresh import architecture, draw
+from surgeon.fresh import Whole, architecture, draw, whole
 from surgeon.locating import sites_of
 from surgeon.op import AbstractOp, Decision, Refused, Rewrite, register_op
-from surgeon.ops.drawing import Drawing, When, unreal
-from surgeon.ops.remove import answered
+from surgeon.ops.drawing import Drawing, When, check_seed, unreal
+from surgeon.ops.remove import answered, outermost
 from surgeon.settings import complain
 from surgeon.site import Kind, Site
 from surgeon.tracing import Trace
@@ -112,8 +112,8 @@ class Stochastic(AbstractOp):
     def __post_init__(self) -> None:
         super().__post_init__()
         small = [(name, f"is {value}; it is at least 1") for name, value in (("r", self.r), ("s", self.s)) if value < 1]
-        large = [("seed", f"is {self.seed}; it is less than 2**62")] if abs(self.seed) >= 2**62 else []
-        complain(small + large, self.name)
+        complain(small, self.name)
+        check_seed(self.seed, self.name)
 
     @property
     def exact(self) -> bool:
@@ -128,6 +128,9 @@ class Stochastic(AbstractOp):
         """Group the blocks to stages; each knows its place among all."""
         projected = {s.owner for s in sites_of(recorded) if s.kind == "skip" and s.type_name == "projection"}
         reasons = {site.path: _why_not(site, recorded, projected) for site in sites}
+        free = [path for path, reason in reasons.items() if reason is None]
+        within = {path: around for path in free if (around := outermost(path, free))}
+        reasons |= {path: f"lies in '{around}', which is exchanged as a whole" for path, around in within.items()}
         stages: dict[str, list[str]] = {}
         for site in sites:
             if reasons[site.path] is None:
@@ -137,22 +140,25 @@ class Stochastic(AbstractOp):
                 f"op 'stochastic' exchanges in s={self.s} stages, but the selection has {len(stages)} of blocks with "
                 f"an identity skip ({', '.join(stages) or 'none'}); lower s or widen the selection"
             )
-        return [(site, self._decision(site, reasons[site.path], stages, recorded)) for site in sites]
+        build = lru_cache(maxsize=self.r)(whole)  # each weight set is one model, built once for all blocks
+        return [(site, self._decision(site, reasons[site.path], stages, recorded, build)) for site in sites]
 
-    def _decision(self, site: Site, reason: str | None, stages: dict[str, list[str]], recorded: Trace) -> Decision:
+    def _decision(
+        self, site: Site, reason: str | None, stages: dict[str, list[str]], recorded: Trace, build: Whole
+    ) -> Decision:
         if reason is not None:
             return Refused(reason)
         parent = site.path.rpartition(".")[0]
         place = (list(stages).index(parent), stages[parent].index(site.path))
         sizes = tuple(len(blocks) for blocks in stages.values())
-        make = partial(self._sets, architecture(recorded.model), site.path, sizes, place)
+        make = partial(self._sets, architecture(recorded.model), site.path, sizes, place, build)
         words = f"{self.r} random weight sets; stage {place[0] + 1} of {len(stages)}, {self.s} exchanged in each pass"
         return Rewrite([Attach(site.path, InPlace(CHILD), make)], words)
 
     def _sets(
-        self, built: str, path: str, sizes: tuple[int, ...], place: tuple[int, int], block: nn.Module
+        self, built: str, path: str, sizes: tuple[int, ...], place: tuple[int, int], build: Whole, block: nn.Module
     ) -> nn.Module:
-        drawn = [draw(block, built, path, self.seed * 1000 + i) for i in range(self.r)]
+        drawn = [draw(block, built, path, (self.seed * 1000 + i) % 2**62, build) for i in range(self.r)]
         copies = [_random_copy(block, values) for values in drawn]
         return WeightSets(copies, sizes, *place, self.s, self.seed, self.when)
 
@@ -160,7 +166,12 @@ class Stochastic(AbstractOp):
 def _random_copy(block: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     """A copy of ``block`` with these values, kept as buffers: nothing trains them."""
     own = {id(t): torch.empty_like(t).copy_(t).detach() for t in [*block.parameters(), *block.buffers()]}
-    twin = copy.deepcopy(block, dict(own))
+    kept = {id(t): t for m in block.modules() for t in _plain_tensors(m.__dict__.values())}  # as they are: not weights
+    twin = copy.deepcopy(block, {**kept, **own})
+    modes = {module: module.training for module in twin.modules()}
+    twin.train()  # some keep what evaluation computed from the old weights (LeViT's biases) until they are trained
+    for module, mode in modes.items():
+        module.training = mode
     for name, module in twin.named_modules():
         for key in [key for key, p in module._parameters.items() if p is not None]:
             tensor = module._parameters.pop(key)
@@ -170,6 +181,15 @@ def _random_copy(block: nn.Module, values: dict[str, Tensor]) -> nn.Module:
             if value is not None and buffer is not None:
                 buffer.copy_(value)
     return twin
+
+
+def _plain_tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among ``values`` that are neither parameters nor buffers, in plain dicts too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) is dict:
+            yield from (tensor for tensor in value.values() if isinstance(tensor, Tensor))
 
 
 def _why_not(site: Site, recorded: Trace, projected: set[str]) -> str | None:

@@ -45,5 +45,5 @@ def test_modules_draw_themselves_where_no_builder_is_known() -> None:
 def test_parameters_of_no_known_distribution_are_refused() -> None:
     model = PlainNet()
     model.block.scale = nn.ParameterList([torch.ones(3)])
-    with pytest.raises(surgeon.RefusedError, match=r"'block\.scale'\.ParameterList has no reset_parameters"):
+    with pytest.raises(surgeon.RefusedError, match=r"holds 'scale', a ParameterList without reset_parameters"):
         fresh_values(model, "block", seed=0)

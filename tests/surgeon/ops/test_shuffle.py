@@ -226,7 +226,7 @@ def test_average_outputs() -> None:
     rewind(model)
     mean, spread = average_outputs(model, x, 4)
     assert torch.allclose(mean, single.mean(0)) and torch.allclose(spread, single.std(0)) and (spread > 0).any()
-    with pytest.raises(ValueError, match="passes is 1"):
+    with pytest.raises(surgeon.errors.AnalysisError, match="passes is 1"):
         average_outputs(model, x, 1)
 
 
