@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
+from types import MethodType
 from typing import Any, Protocol
 
 from torch import nn
@@ -17,7 +18,9 @@ from torch import nn
 from surgeon.errors import RefusedError
 from surgeon.owncode import FORWARDS, GraphEdit, child_name, code_with, give_call_to, pass_operand_through
 
+Forward = Callable[..., Any]
 HOWS = "_surgeon_derived"
+PASSES = ("forward", "forward_fuse")  # the second runs once fuse() folded a norm away; ultralytics' name
 
 
 class How(Protocol):
@@ -39,12 +42,16 @@ class After:
 
     def members(self, module: nn.Module) -> dict[str, Any]:
         """A forward around the one there is."""
-        base, child = type(module).forward, self.child
+        child = self.child
 
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self.get_submodule(child)(base(self, *args, **kwargs))
+        def around(base: Forward) -> Forward:
+            @wraps(base)
+            def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                return self.get_submodule(child)(base(self, *args, **kwargs))
 
-        return {"forward": forward, FORWARDS: None}
+            return forward
+
+        return _each_pass(module, around)
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,16 @@ class Before:
 
     def members(self, module: nn.Module) -> dict[str, Any]:
         """A forward around the one there is."""
-        base, child = type(module).forward, self.child
+        child = self.child
 
-        @wraps(base)
-        def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-            return base(self, self.get_submodule(child)(x), *args, **kwargs)
+        def around(base: Forward) -> Forward:
+            @wraps(base)
+            def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+                return base(self, self.get_submodule(child)(x), *args, **kwargs)
 
-        return {"forward": forward, FORWARDS: None}
+            return forward
+
+        return _each_pass(module, around)
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,23 @@ class InPlace:
 
     def members(self, module: nn.Module) -> dict[str, Any]:
         """A forward that asks the child first."""
-        base, child = type(module).forward, self.child
+        child = self.child
 
-        @wraps(base)
-        def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-            other = self.get_submodule(child).pick(x)  # type: ignore[operator]
-            return base(self, x, *args, **kwargs) if other is None else other(x, *args, **kwargs)
+        def around(base: Forward) -> Forward:
+            @wraps(base)
+            def forward(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+                other = self.get_submodule(child).pick(x)  # type: ignore[operator]
+                return base(self, x, *args, **kwargs) if other is None else other(x, *args, **kwargs)
 
-        return {"forward": forward, FORWARDS: None}
+            return forward
+
+        return _each_pass(module, around)
+
+
+def _each_pass(module: nn.Module, around: Callable[[Forward], Forward]) -> dict[str, Any]:
+    """Every forward pass the class of ``module`` has, with ``around`` put around it."""
+    known = {name: inspect.getattr_static(type(module), name, None) for name in PASSES}
+    return {FORWARDS: None, **{name: around(base) for name, base in known.items() if inspect.isfunction(base)}}
 
 
 @dataclass(frozen=True)
@@ -183,6 +202,7 @@ def derive(module: nn.Module, how: How) -> None:
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": _reduce}
     hows = (*getattr(base, HOWS, ()), how)
     module.__class__ = type(base.__name__, (base,), {**members, **how.members(module), HOWS: hows})
+    _rebind(module)
 
 
 def hows(module: nn.Module) -> tuple[How, ...]:
@@ -194,6 +214,14 @@ def hows(module: nn.Module) -> tuple[How, ...]:
 def underived(module: nn.Module) -> None:
     """Take the newest derivation of the class of ``module`` back."""
     module.__class__ = type(module).__bases__[0]
+    _rebind(module)
+
+
+def _rebind(module: nn.Module) -> None:
+    """Where an instance runs another of its methods as its forward, as a fused one does, let it be its class's own."""
+    bound = module.__dict__.get("forward")
+    if isinstance(bound, MethodType) and bound.__self__ is module and bound.__name__ in PASSES:
+        module.__dict__["forward"] = MethodType(getattr(type(module), bound.__name__), module)
 
 
 def why_not_derived(cls: type) -> str | None:

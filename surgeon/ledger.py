@@ -83,7 +83,13 @@ class Ledger:
         if self.log is None:
             raise RefusedError(
                 "cannot undo: the originals were not kept (keep_originals: false, or training rebuilt the network for "
-                "other classes, or its checkpoint was loaded); load the original checkpoint instead"
+                "other classes, or its checkpoint was loaded, or it was fused before it was operated again); load the "
+                "original checkpoint instead"
+            )
+        if norm := self.folded(model):
+            raise RefusedError(
+                f"cannot undo: norms were folded into their convs since ('{norm}' is gone, as after fuse()), which "
+                "cannot be taken back; undo first and fuse then, or load the original checkpoint"
             )
         try:
             revert(model, self.log)
@@ -93,6 +99,14 @@ class Ledger:
             ) from error
         copy_tensors(self.before, model)
         del model.__dict__[LEDGER]
+
+    def folded(self, model: nn.Module) -> str | None:
+        """The first norm folded into a conv since: its statistics are gone, and a layer beside it has got a bias."""
+        held = tensors_of(model).keys()
+        new, gone = held - self.before.keys(), self.before.keys() - held
+        norms = (name.removesuffix(".running_mean") for name in gone if name.endswith(".running_mean"))
+        blocks = {name.removesuffix(".bias").rpartition(".")[0] for name in new if name.endswith(".bias")}
+        return min((norm for norm in norms if norm.rpartition(".")[0] in blocks), default=None)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from surgeon.site import Pair, Site
 from surgeon.skeleton import FAKE_MODE
 from surgeon.tracing import Trace, calls_of, record_forward, trace, within
 from surgeon.units import unit_paths
+
+STRUCTURAL = (Append, OnEdge, Prepend, Swap, SwapCall)
 
 
 @dataclass
@@ -49,6 +52,7 @@ def plan_recipe(model: nn.Module, recipe: Recipe, input_size: InputSize = None) 
     located = (ledger.located if ledger else ()) or tuple(sites_of(recorded))
     planned = Planned([], Record(), sites, recorded.input_size, located)
     earlier = {name: len(sites) for name, sites in planned.sites.items()}
+    noted = _counts(recorded.model)
     for step in recipe.steps:
         before = recorded
         changes, recorded = _plan_step(step, recorded, planned)
@@ -56,7 +60,20 @@ def plan_recipe(model: nn.Module, recipe: Recipe, input_size: InputSize = None) 
         resolved = (Step(step.op, Select(path=done)).to_dict(),) if done else ()
         planned.record = planned.record.then(_costs(model, before, recorded, tuple(changes), resolved))
     planned.sites = {name: sites[earlier.get(name, 0) :] for name, sites in planned.sites.items()}
+    now = _counts(recorded.model)
+    changed = {path: n for path, n in now.items() if n != noted.get(path)}
+    planned.edits += [SetAttribute(path, "np", partial(_exchange, n)) for path, n in changed.items()]
     return planned
+
+
+def _counts(model: nn.Module) -> dict[str, int]:
+    """The parameters of each layer that says how many it has, as those of ultralytics do in ``np``."""
+    telling = {path: module for path, module in model.named_modules() if "np" in module.__dict__}
+    return {path: sum(p.numel() for p in module.parameters()) for path, module in telling.items()}
+
+
+def _exchange(new: int, _old: int) -> int:
+    return new
 
 
 def _costs(model: nn.Module, before: Trace, after: Trace, changes: tuple[Change, ...], resolved: Any) -> Record:
@@ -107,7 +124,23 @@ def _decide(
     op: AbstractOp, sites: Sequence[Site], recorded: Trace, units: Sequence[str]
 ) -> list[tuple[Site, Decision]]:
     with recorded.model.__dict__[FAKE_MODE]:
-        return op.decide_all(sites, recorded, units)
+        found = op.decide_all(sites, recorded, units)
+    lost = {site.path: reason for site, what in found if (reason := _why_lost(site, what, recorded.model))}
+    return [(site, Refused(lost[site.path]) if site.path in lost else what) for site, what in found]
+
+
+def _why_lost(site: Site, what: Decision, model: nn.Module) -> str | None:
+    """Why surgery at a site would not last: a module around it merges its branches into one conv at ``fuse()``."""
+    edits = what.edits if isinstance(what, Rewrite) else ()
+    if not any(isinstance(e, STRUCTURAL) and e.path in (site.path, site.owner) for e in edits):
+        return None
+    parts = site.owner.split(".")
+    for path in (".".join(parts[:n]) for n in range(1, len(parts) + 1)):
+        module = model.get_submodule(path)
+        merges = hasattr(module, "forward_fuse") and (hasattr(module, "fuse_convs") or hasattr(module, "fuse"))
+        if merges and path != site.path:
+            return f"lies in a {type(module).__name__}: fuse() merges its branches into one conv, and would lose it"
+    return None
 
 
 def _perform(

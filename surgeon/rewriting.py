@@ -74,13 +74,13 @@ def apply(
         check_optimizer(optimizer, module)
     planned = plan_recipe(module, recipe, input_size)
     ledger = Ledger.of(module) or Ledger.open(module, planned.input_size, recipe.keep_originals, planned.located)
-    held = dict(module.named_parameters())
+    held, undoable = dict(module.named_parameters()), recipe.keep_originals and not ledger.folded(module)
     with generators_kept():
         log = perform(module, planned.edits)
     put_back: Callable[[], None] | None = None
     try:
         put_back = exchange_parameters(optimizer, held, module) if optimizer is not None else None
-        ledger.add(module, planned.record, planned.sites, log if recipe.keep_originals else None)
+        ledger.add(module, planned.record, planned.sites, log if undoable else None)
     except BaseException:
         if put_back is not None:
             put_back()

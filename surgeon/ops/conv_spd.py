@@ -67,7 +67,11 @@ def conv_spd(site: Site, conv: nn.Conv2d, recorded: Trace, before: str) -> Decis
     if conv_windows(conv)[0].same:
         return Refused("pads by the input size, so a stride-1 conv would pad differently")
     node = next(n for n in recorded.graph.nodes if n.op == "call_module" and n.target == site.path)
-    last = node if before == "norm" else _behind_norm(node, recorded)
+    owner, normed = str(node.meta["owner"]), isinstance(_user(node, recorded), nn.modules.batchnorm._BatchNorm)
+    folds = hasattr(recorded.model.get_submodule(owner), "forward_fuse")
+    if before == "norm" and folds and normed:
+        return Refused("has a norm that fuse() folds into it, which one of more channels would forbid; use 'consumer'")
+    last, place = (node, site.path) if before == "norm" else _behind(node, owner if folds else None, recorded)
     block = site.stride or (1, 1)
     widening = Widening(recorded, last, Growth.of_blocks(site.out_shape[0], block[0] * block[1]))
     if reason := widening.why_not():
@@ -78,12 +82,30 @@ def conv_spd(site: Site, conv: nn.Conv2d, recorded: Trace, before: str) -> Decis
         if reason := read_elsewhere(path, recorded):
             return Refused(reason)
     edits: list[Edit] = [Swap(site.path, _unstride)]
-    edits += [Append(str(last.target), partial(_space_to_depth, block))]
+    edits += [Append(place, partial(_space_to_depth, block))]
     readers = widening.edits()
     reason = f"stride-1 conv, space-to-depth({by(block)}) before the {before}, {len(readers)} readers widened"
-    if last is not node and isinstance(_user(node, recorded), nn.modules.batchnorm._BatchNorm):
+    if last is not node and normed:
         reason += f"; in training the norm sees {block[0] * block[1]} times the positions"
     return Rewrite([*edits, *readers, *_feature_info(widening, recorded)], reason)
+
+
+def _behind(node: fx.Node, folding: str | None, recorded: Trace) -> tuple[fx.Node, str]:
+    """What grows, and the module behind which space-to-depth goes.
+
+    Args:
+        node: The conv.
+        folding: Path of the block around it, where that drops its norm at ``fuse()``: then behind the whole block.
+        recorded: The trace.
+    """
+    last = _behind_norm(node, recorded)
+    while folding is not None:
+        if folding in node.meta.get("returned_by", ()):
+            return node, folding
+        if not isinstance(_user(node, recorded), (nn.modules.batchnorm._BatchNorm, nn.Identity, *POINTWISE)):
+            break
+        node = next(iter(node.users))
+    return last, str(last.target)
 
 
 def _behind_norm(node: fx.Node, recorded: Trace) -> fx.Node:

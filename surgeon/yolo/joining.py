@@ -81,7 +81,8 @@ def class_width(module: Any) -> int | None:
     It follows the number of classes, but a network trained on for other classes keeps the width it was built with.
     """
     branch = getattr(module.model[-1], "cv3", None)
-    found = getattr(branch[0][-1], "in_channels", None) if isinstance(branch, nn.ModuleList) else None
+    first: Any = branch[0] if isinstance(branch, nn.ModuleList) else None
+    found = None if first is None else getattr(first[-1], "in_channels", None)
     return found if isinstance(found, int) else None
 
 
