@@ -71,17 +71,17 @@ class DetectTrain(Section):
         return checked
 
     def arguments(self) -> dict[str, Any]:
-        """Return the settings as ``model.train`` takes them.
-
-        Example:
-            >>> DetectTrain(epochs=3, lr0=0.02).arguments()["lr0"]
-            0.02
-        """
+        """Return the settings as ``model.train`` takes them."""
         return {**self.model_dump(), "device": None if self.device == "auto" else self.device}
 
     @staticmethod
     def cut(settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-        """Return settings for a trial: few epochs, on 64 images to train and 32 to validate unless fewer are named."""
+        """Return settings for a trial: few epochs, on 64 images to train and 32 to validate unless fewer are named.
+
+        Example:
+            >>> DetectTrain.cut({"epochs": 300, "lr0": 0.02}, 2)
+            {'epochs': 2, 'lr0': 0.02, 'warmup_epochs': 0, 'fraction': [64, 32]}
+        """
         few = min(settings.get("epochs", epochs), epochs)
         images = {} if "fraction" in settings else {"fraction": [64, 32]}
         return {**settings, "epochs": few, "warmup_epochs": 0, **images}

@@ -85,7 +85,7 @@ def model_names(pattern: str = "*", pretrained: bool = False, yolo: bool = False
         RecipeError: When there is none, or what was asked for does not go together.
 
     Example:
-        >>> model_names("digits_conv*")
+        >>> model_names("digits_convnet")
         ['digits_convnet']
     """
     if yolo and pretrained:

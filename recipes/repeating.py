@@ -19,11 +19,12 @@ from recipes import figure
 from recipes.folders import write_json, write_text
 from recipes.loading import load, with_seed
 from recipes.running import Run, run
-from recipes.schema import RecipeFile
+from recipes.schema import DetectorRecipe, RecipeFile
 from surgeon.errors import RecipeError
 from surgeon.table import table
 
 Row = dict[str, Any]
+METRICS = {"accuracy": "accuracy", "map50_95": "mAP50-95", "ap_s": "AP_S"}  # compared where every run has them
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Repeated:
 
     Attributes:
         folder: ``seed_0/``, ``seed_1/`` ... as `run` leaves them, and ``repeated`` as ``.txt``, ``.json``, ``.png``.
-        rows: One dict per variant: accuracies, their mean and standard deviation, the paired difference to the first
-            variant with its 95% interval (Student's t).
+        rows: One dict per variant and metric (accuracy; of detectors mAP50-95 and, with faster-coco-eval, COCO's AP of
+            small objects; all from 0 to 1): its values, their mean and standard deviation, the paired difference to the
+            first variant with its 95% interval (Student's t).
         runs: The runs, by seed.
     """
 
@@ -42,15 +44,17 @@ class Repeated:
     runs: dict[int, Run]
 
     def __str__(self) -> str:
-        head = ("variant", "params", "accuracy, mean ± sd", "each seed", "to the first, paired (95%)")
+        head = ("variant", "params", "metric", "mean ± sd", "each seed", "to the first, paired (95%)")
         return table(head, [_line(row) for row in self.rows])
 
 
 def _line(row: Row) -> tuple[Any, ...]:
-    each = " ".join(f"{accuracy:.2%}" for accuracy in row["accuracies"])
+    form = ".2%" if row["metric"] == "accuracy" else ".3f"
+    each = " ".join(f"{value:{form}}" for value in row["values"])
     low, high = row["difference_low"], row["difference_high"]
-    difference = "-" if row["difference"] is None else f"{row['difference']:+.2%} ({low:+.2%} to {high:+.2%})"
-    return row["variant"], row["params"], f"{row['mean']:.2%} ± {row['sd']:.2%}", each, difference
+    difference = "-" if row["difference"] is None else f"{row['difference']:+{form}} ({low:+{form}} to {high:+{form}})"
+    spread_of = f"{row['mean']:{form}} ± {row['sd']:{form}}"
+    return row["variant"], row["params"], METRICS[row["metric"]], spread_of, each, difference
 
 
 def repeat(
@@ -78,7 +82,7 @@ def repeat(
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise RecipeError(f"seeds are {list(seeds)}; a spread needs at least two different ones")
     if recipe.data is None:
-        raise RecipeError(f"{recipe.name} names no data, so its runs have no accuracy to compare")
+        raise RecipeError(f"{recipe.name} names no data, so its runs have nothing to compare")
     place = Path(folder).expanduser() if folder is not None else Path("runs") / recipe.name
     runs = {
         seed: run(with_seed(recipe, seed), place / f"seed_{seed}", resume=resume, console=console) for seed in seeds
@@ -88,23 +92,34 @@ def repeat(
     write_text(place / "repeated.txt", f"{repeated}\n")
     lines = {o.name: [one.outcomes[i].rows for one in runs.values()] for i, o in enumerate(runs[seeds[0]].outcomes)}
     if any(rows for several in lines.values() for rows in several):
-        figure.save(figure.paired(recipe.name, lines), place / "repeated.png")
+        metric = "map50_95" if isinstance(recipe, DetectorRecipe) else "val_accuracy"
+        figure.save(figure.paired(recipe.name, lines, metric), place / "repeated.png")
     console.print(f"\n{repeated}\nEverything is in {place}", highlight=False, markup=False, soft_wrap=True)
     return repeated
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:
-    """The variants over all runs, each with its difference to the first one."""
-    every = [[row["accuracy"] for row in one.rows] for one in runs]
+    """The variants over all runs, each with its difference to the first one, for every metric all of them have.
+
+    Raises:
+        RecipeError: When there is no such metric.
+    """
+    every = [row for one in runs for row in one.rows]
+    shared = [key for key in METRICS if all(row.get(key) is not None for row in every)]
+    if not shared:
+        raise RecipeError("no run measured anything: the data's classes are not those of the model")
+    return [row for metric in shared for row in _compared(runs, metric)]
+
+
+def _compared(runs: Sequence[Run], metric: str) -> list[Row]:
     rows: list[Row] = []
     for i, row in enumerate(runs[0].rows):
-        accuracies = [one[i] for one in every]
-        differences = [one[i] - one[0] for one in every]
-        mean, half = spread(differences)
+        values = [one.rows[i][metric] for one in runs]
+        mean, half = spread([one.rows[i][metric] - one.rows[0][metric] for one in runs])
         apart: Row = {"difference": mean, "difference_low": mean - half, "difference_high": mean + half}
-        sizes = {"variant": row["variant"], "params": row["params"], "macs": row["macs"], "images": row["images"]}
-        centre = {"mean": statistics.fmean(accuracies), "sd": statistics.stdev(accuracies)}
-        rows.append({**sizes, "accuracies": accuracies, **centre, **(apart if i else dict.fromkeys(apart))})
+        sizes = {"variant": row["variant"], "params": row["params"], "macs": row["macs"], "images": row.get("images")}
+        centre = {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+        rows.append({**sizes, "metric": metric, "values": values, **centre, **(apart if i else dict.fromkeys(apart))})
     return rows
 
 

@@ -28,7 +28,7 @@ def test_each_seed_is_a_run_of_its_own(quiet: Console, tmp_path: Path) -> None:
     repeated = recipes.repeat(CONTENT, (0, 3), tmp_path / "both", console=quiet)
     alone = recipes.run({**CONTENT, "train": {**CONTENT["train"], "seed": 3}}, tmp_path / "alone", console=quiet)
     assert repeated.runs[3].rows == alone.rows and repeated.runs[0].rows != alone.rows
-    assert [row["accuracies"][1] for row in repeated.rows] == [row["accuracy"] for row in alone.rows]
+    assert [row["values"][1] for row in repeated.rows] == [row["accuracy"] for row in alone.rows]
     saved = json.loads((tmp_path / "both" / "repeated.json").read_text())
     assert saved["rows"] == repeated.rows and saved["seeds"] == [0, 3]
     assert (tmp_path / "both" / "repeated.png").stat().st_size > 1000
@@ -57,6 +57,7 @@ def test_differences_are_paired() -> None:
     assert first["difference"] is None and first["sd"] == pytest.approx(0.3)
     assert other["difference"] == pytest.approx(0.1)
     assert other["difference_high"] - other["difference_low"] == pytest.approx(0, abs=1e-12)
+    assert first["metric"] == other["metric"] == "accuracy" and other["values"] == [0.3, 0.6, 0.9]
     assert spread([1.0, 1.0, 4.0]) == (2.0, pytest.approx(4.303, abs=1e-3))  # t of 2 degrees of freedom times 1
 
 
