@@ -211,6 +211,11 @@ def hows(module: nn.Module) -> tuple[How, ...]:
     return found
 
 
+def own_class(thing: object) -> type:
+    """The class of ``thing`` before anything was derived from it."""
+    return next(cls for cls in type(thing).__mro__ if HOWS not in vars(cls))
+
+
 def underived(module: nn.Module) -> None:
     """Take the newest derivation of the class of ``module`` back."""
     module.__class__ = type(module).__bases__[0]

@@ -32,6 +32,8 @@ class Host:
         operated: Told of an object whose module was operated.
         restored: Told of an object whose module is as it was again.
         around: An object like the one given around another module.
+        grid: Pixels that divide the sides of every image a module of the library gets, where the library's own code
+            fuses and exports modules, and knows plain convs only; None where it is not its kind.
     """
 
     inner: Callable[[Any], nn.Module | None]
@@ -39,6 +41,7 @@ class Host:
     operated: Callable[[Any], None] = lambda model: None
     restored: Callable[[Any], None] = lambda model: None
     around: Callable[[Any, nn.Module], Any] = lambda model, module: module
+    grid: Callable[[nn.Module], int | None] = lambda module: None
 
 
 _hosts: list[Host] = []
@@ -58,6 +61,11 @@ def register_host(host: Host) -> None:
 def host_of(model: Any) -> Host | None:
     """The host of an object that holds a module; None for a module as such."""
     return next((host for host in _hosts if host.inner(model) is not None), None)
+
+
+def grid_of(module: nn.Module) -> int | None:
+    """:attr:`Host.grid` of a module; None where no library says."""
+    return next((grid for host in _hosts if (grid := host.grid(module)) is not None), None)
 
 
 def unwrap(model: Any) -> nn.Module:

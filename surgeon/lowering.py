@@ -11,10 +11,11 @@ from surgeon.change import Change, Record
 from surgeon.edit import Append, Reclass, Swap, perform, revert, twin
 from surgeon.errors import TraceError
 from surgeon.following import follow_modes
-from surgeon.host import Size, input_sizes, unwrap
+from surgeon.host import Size, grid_of, host_of, input_sizes, unwrap
 from surgeon.ledger import Ledger
 from surgeon.locating import pair
 from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
+from surgeon.ops.spd_fold import one_conv
 from surgeon.site import Pair
 from surgeon.skeleton import LEDGER
 from surgeon.tracing import Trace, calls_of, record_forward
@@ -28,8 +29,15 @@ def lower(model: nn.Module) -> nn.Module:
     A trained SPD-Conv is a strided conv with a larger kernel; folded back it runs as one call. ``record(copy)`` lists
     what was folded and, as refused, what stays and why. The copy is for inference: it cannot be undone.
 
+    Of a detector of ultralytics' each becomes one plain conv, its kernel completed with zeros, and other
+    space-to-depth ``PixelUnshuffle``, for images of the sizes that ultralytics makes: it fuses and exports. Where
+    nothing stays, ``lower(yolo).save("stock.pt")`` writes an ordinary checkpoint for people without this library.
+
     Args:
-        model: An operated model; it is not touched.
+        model: An operated model, or ``YOLO`` object; it is not touched.
+
+    Returns:
+        A copy of the same kind. A ``YOLO`` object in which something stays refuses to save, train and load.
 
     Raises:
         RefusedError: When the model is wrapped.
@@ -46,9 +54,9 @@ def lower(model: nn.Module) -> nn.Module:
     ledger = Ledger.of(lowered)
     lowered.__dict__.pop(LEDGER, None)
     size: Size = ledger.input_size if ledger else input_sizes(lowered)[0]
-    before = record_forward(module, [size])
-    changes = [_fold_readers(lowered, path, before) for path in rearranged(lowered)]
-    changes += [_lower_layer(lowered, path, layer) for path, layer in lowerable(lowered)]
+    before, grid = record_forward(module, [size]), grid_of(module)
+    changes = [_fold_readers(lowered, path, before, grid) for path in rearranged(lowered)]
+    changes += [_lower_layer(lowered, path, layer, grid) for path, layer in lowerable(lowered)]
     after = record_forward(lowered, [size])
     changes = [_with_macs(change, before.macs(change.path), after.macs(change.path)) for change in changes]
     record = Record(
@@ -59,8 +67,10 @@ def lower(model: nn.Module) -> nn.Module:
         macs=(before.macs(), after.macs()),
         activations=(before.activation_bytes(), after.activation_bytes()),
     )
-    Ledger(record, size, {}, None, {}).hang_on(lowered)
-    return lowered
+    host = host_of(model)
+    answer = lowered if host is None else host.around(model, lowered)
+    Ledger(record, size, {}, None, {}).hang_on(answer)
+    return answer
 
 
 def lowerable(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -73,9 +83,10 @@ def lowerable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, m) for path, m in own if not any(path.startswith(f"{other}.") for other, _ in own)]
 
 
-def _lower_layer(model: nn.Module, path: str, layer: nn.Module) -> Change:
+def _lower_layer(model: nn.Module, path: str, layer: nn.Module, grid: int | None) -> Change:
     fold = getattr(layer, "lower", None)
     folded: nn.Module | None = fold() if fold is not None else None
+    folded = folded if folded is None or grid is None else one_conv(folded)
     count = sum(p.numel() for p in layer.parameters())
     if folded is None:
         reason = f"{type(layer).__name__} has no standard layer that is equal at every input size"
@@ -91,7 +102,7 @@ def rearranged(model: nn.Module) -> list[str]:
     return [path for path, m in model.named_modules() if isinstance(getattr(m, Append.name, None), SpaceToDepth)]
 
 
-def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
+def _fold_readers(model: nn.Module, path: str, recorded: Trace, grid: int | None) -> Change:
     """Space-to-depth read by stride-1 convs only: each becomes a strided conv on the features before it."""
     module = model.get_submodule(path)
     block: Pair = module.get_submodule(Append.name).block  # type: ignore[assignment]
@@ -101,17 +112,32 @@ def _fold_readers(model: nn.Module, path: str, recorded: Trace) -> Change:
     odd = [str(r.meta.get("name", "the output")) for r in readers if not _foldable(r, model, recorded)]
     if odd or not readers:
         reason = f"space-to-depth is read by '{odd[0] if odd else 'the output'}', which is no plain conv"
-        return Change(path=path, op="lower", status="refused", reason=reason)
+        return _unshuffled(model, path, node, recorded, grid) or Change(
+            path=path, op="lower", status="refused", reason=reason
+        )
     targets = [str(reader.target) for reader in readers]
     again = Reclass(path, Append.name).revert(model)
-    log = perform(model, [Swap(target, partial(strided, block)) for target in targets])
+    log = perform(model, [Swap(target, partial(_strided, block, grid is not None)) for target in targets])
     if not _runs_alike(model, recorded):
         revert(model, log)
         again()
         return Change(path=path, op="lower", status="refused", reason="code of the model reads the size of its output")
     count = sum(p.numel() for target in targets for p in model.get_submodule(target).parameters())
-    reason = f"space-to-depth and {', '.join(targets)} -> ZeroPad2d + Conv2d"
+    kind = "Conv2d" if grid is not None else "ZeroPad2d + Conv2d"
+    reason = f"space-to-depth and {', '.join(targets)} -> {kind}"
     return Change(path=path, op="lower", status="rewritten", reason=reason, params=(count, count))
+
+
+def _unshuffled(model: nn.Module, path: str, node: fx.Node, recorded: Trace, grid: int | None) -> Change | None:
+    """Space-to-depth as torch's own layer, which no size may leave a rest; None where one might."""
+    (height, width), after = model.get_submodule(f"{path}.{Append.name}").block, node.meta["val"].shape[2:]  # type: ignore[misc]
+    reductions = [-(-side // n) for side, n in zip(recorded.input_size[1:], after, strict=True)]
+    if grid is None or height != width or any(grid % reduction for reduction in reductions):
+        return None
+    Reclass(path, Append.name).revert(model)
+    perform(model, [Swap(path, lambda conv: nn.Sequential(conv, nn.PixelUnshuffle(height)))])
+    reason = f"space-to-depth -> PixelUnshuffle, for sides that are multiples of {grid}"
+    return Change(path=path, op="lower", status="rewritten", reason=reason)
 
 
 def _runs_alike(model: nn.Module, recorded: Trace) -> bool:
@@ -152,6 +178,7 @@ def strided(block: Pair, conv: nn.Conv2d) -> nn.Module:
     Example:
         >>> import torch
         >>> from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
+    from surgeon.ops.spd_fold import one_conv
         >>> conv, x = nn.Conv2d(12, 4, 3, padding=1), torch.rand(1, 3, 7, 8)
         >>> bool(torch.allclose(strided((2, 2), conv)(x), conv(SpaceToDepth((2, 2))(x)), atol=1e-6))
         True
@@ -166,6 +193,11 @@ def strided(block: Pair, conv: nn.Conv2d) -> nn.Module:
     new.padding = (0, 0)  # type: ignore[assignment]
     pads = (pw * bw, pw * bw + bw - 1, ph * bh, ph * bh + bh - 1)
     return nn.Sequential(nn.ZeroPad2d(pads), new)
+
+
+def _strided(block: Pair, single: bool, conv: nn.Conv2d) -> nn.Module:
+    folded = strided(block, conv)
+    return one_conv(folded) if single else folded
 
 
 def _keep(folded: nn.Module, _old: nn.Module) -> nn.Module:

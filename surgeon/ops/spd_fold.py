@@ -6,13 +6,14 @@ Kept apart from the layers because it is the way back, for inference only, and c
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgeon.following import memory_format
 from surgeon.ops.space_to_depth import Blocks, Window
+from surgeon.ops.spd_windows import pair
 
 PADS: dict[str, type[nn.Module]] = {
     "reflect": nn.ReflectionPad2d,
@@ -151,3 +152,28 @@ def _conv(
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return conv
+
+
+def one_conv(layer: nn.Module) -> nn.Module:
+    """A zero-padded conv as one conv that pads alike on both sides, its kernel completed with zeros.
+
+    For code that knows plain convs only, such as one that folds norms into them; it costs the taps that are added.
+
+    Args:
+        layer: As :func:`fold` builds it; anything but a ``ZeroPad2d`` and a conv without dilation is returned as it is.
+
+    Example:
+        >>> one_conv(nn.Sequential(nn.ZeroPad2d((2, 1, 2, 1)), nn.Conv2d(1, 1, 4, stride=2, bias=False)))
+        Conv2d(1, 1, kernel_size=(5, 5), stride=(2, 2), padding=(2, 2), bias=False)
+    """
+    parts = list(layer.children()) if type(layer) is nn.Sequential else []
+    if [type(part) for part in parts] != [nn.ZeroPad2d, nn.Conv2d]:
+        return layer
+    pad, conv = cast(nn.ZeroPad2d, parts[0]), cast(nn.Conv2d, parts[1])
+    if conv.dilation != (1, 1) or conv.padding != (0, 0):
+        return layer
+    left, right, top, bottom = pad.padding
+    h, w = max(top, bottom), max(left, right)
+    weight = F.pad(conv.weight.detach(), (w - left, w - right, h - top, h - bottom))
+    new = _conv(nn.Conv2d, weight, conv.weight, conv.bias, pair(conv.stride), (h, w), (1, 1), conv.groups)
+    return new.train(layer.training)

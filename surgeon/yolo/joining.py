@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.building import LIBRARIES, Builder, Library
+from surgeon.derived import own_class
 from surgeon.errors import LoadError, RefusedError
 from surgeon.host import Host, register_host
 
-DEFAULT_SIZE = 640  # ultralytics' own
+DEFAULT_SIZE, DEFAULT_STRIDE = 640, 32  # ultralytics' own
 MISSING = "ultralytics is not installed: pip install 'cnn-surgeon[yolo]'"
 
 
@@ -60,6 +61,14 @@ def image_size(module: nn.Module) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def grid(module: nn.Module) -> int | None:
+    """The number ultralytics rounds image sides to a multiple of; None where it is no network of its own."""
+    if not is_network(module):
+        return None
+    stride = getattr(module, "stride", None)
+    return max(DEFAULT_STRIDE, int(stride.max()) if isinstance(stride, Tensor) else DEFAULT_STRIDE)
+
+
 def candidates(module: nn.Module) -> Iterator[Builder]:
     """The class and yaml a network of ultralytics' says it was built from."""
     if is_network(module) and isinstance(getattr(module, "yaml", None), dict):
@@ -72,7 +81,7 @@ def candidates(module: nn.Module) -> Iterator[Builder]:
             "dropout": max(drop, default=0.0),
             "fused": bool(module.is_fused()),  # type: ignore[operator]
         }
-        yield {"yolo": original_class(module).__name__, "arguments": arguments}
+        yield {"yolo": own_class(module).__name__, "arguments": arguments}
 
 
 def class_width(module: Any) -> int | None:
@@ -84,11 +93,6 @@ def class_width(module: Any) -> int | None:
     first: Any = branch[0] if isinstance(branch, nn.ModuleList) else None
     found = None if first is None else getattr(first[-1], "in_channels", None)
     return found if isinstance(found, int) else None
-
-
-def original_class(thing: Any) -> type:
-    """Ultralytics' class of ``thing``, whatever was derived from it."""
-    return next(cls for cls in type(thing).__mro__ if cls.__module__.startswith("ultralytics."))
 
 
 def build(builder: Builder) -> nn.Module:
@@ -161,5 +165,5 @@ def around(thing: Any, module: nn.Module) -> Any:
     return plain_around(thing, module)
 
 
-register_host(Host(inner, image_size, operated, restored, around))
+register_host(Host(inner, image_size, operated, restored, around, grid))
 LIBRARIES["yolo"] = Library(candidates, build, on_meta=False, dress=dress)

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from surgeon.building import replay
-from surgeon.derived import derive, hows, underived
+from surgeon.derived import derive, hows, own_class, underived
 from surgeon.errors import RefusedError
 from surgeon.ledger import Ledger
 from surgeon.yolo.checkpoints import OPENED, read_as_ultralytics, reading, write
@@ -92,13 +92,26 @@ def object_around(module: nn.Module, path: Path, more: dict[str, Any]) -> Any:
 
 def plain_around(thing: Any, module: nn.Module) -> Any:
     """A plain object of the same kind around another network: no derived class, no guards, nothing shared."""
-    base = next(cls for cls in type(thing).__mro__ if cls.__module__.startswith("ultralytics."))
-    new: Any = object.__new__(base)
+    new: Any = object.__new__(own_class(thing))
     left_out = (*GUARDED, "_modules", "predictor", "trainer", "metrics", "ckpt")
     new.__dict__ = {name: copy.copy(value) for name, value in thing.__dict__.items() if name not in left_out}
     new.__dict__.update(_modules={}, predictor=None, trainer=None, metrics=None, ckpt={})
     new.model = module
+    if foreign := [path for path, part in module.named_modules() if _is_ours(part)]:
+        for name in GUARDED:
+            new.__dict__[name] = partial(_not_stock, name, foreign[0], type(module.get_submodule(foreign[0])).__name__)
     return new
+
+
+def _is_ours(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("surgeon.") or bool(hows(part))
+
+
+def _not_stock(name: str, path: str, kind: str, *_: Any, **__: Any) -> Any:
+    raise RefusedError(
+        f"cannot {name}: the lowered network still holds layers that ultralytics alone cannot read, '{path}' ({kind}) "
+        "first; surgeon.record tells why they stay; use the operated object it was lowered from"
+    )
 
 
 def _train(base: type, self: Any, trainer: Any = None, **kwargs: Any) -> Any:
