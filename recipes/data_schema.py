@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from recipes.wording import nearest
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -153,7 +155,8 @@ class YoloData(Section):
         if value.endswith((".yaml", ".yml")):
             return value
         raise ValueError(
-            f"'{value}' is no data set for detectors; name a data yaml (coco8.yaml, or a file), or digits_detection"
+            f"'{value}' is no data set for detectors{nearest(value, ['digits_detection'])} "
+            "(allowed: a data yaml, such as coco8.yaml or a file of yours, and digits_detection)"
         )
 
 

@@ -100,19 +100,27 @@ def train(model: Any, settings: DetectTrain, data: DataSet, place: Path, say: Ca
     folder = (place / FOLDER).resolve()
     last, best = folder / "weights" / "last.pt", folder / "weights" / "best.pt"
     own = {"data": data.yaml, "save_dir": str(folder), "exist_ok": True}
-    if not last.is_file():
-        say(f"training {place.name} for {settings.epochs} epochs")
-        model.train(**settings.arguments(), **own)
-    else:
-        stopped = _reopen(last)
-        done = stopped.ckpt.get("epoch", -1) + 1
-        if 0 < done < settings.epochs:
-            say(f"continuing {place.name} after epoch {done} of {settings.epochs}")
-            free = {key: settings.arguments()[key] for key in ("device", "workers")}
-            stopped.train(resume=True, **free, **own)
+    try:
+        if last.is_file():
+            _continue(_reopen(last), settings, own, place.name, say)
+        else:
+            say(f"training {place.name} for {settings.epochs} epochs")
+            model.train(**settings.arguments(), **own)
+    except KeyboardInterrupt:
+        say(f"{place.name}: stopped; every finished epoch is in {folder}. Run the same command again to go on.")
+        raise
     rows = read_rows(folder)
     write_text(place / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return _reopen(best if best.is_file() else last)
+
+
+def _continue(stopped: Any, settings: DetectTrain, own: Row, name: str, say: Callable[[str], None]) -> None:
+    """Train on from a checkpoint, unless it is a finished one's: ultralytics then counts no epoch in it."""
+    done = stopped.ckpt.get("epoch", -1) + 1
+    if 0 < done < settings.epochs:
+        say(f"continuing {name} after epoch {done} of {settings.epochs}")
+        free = {key: settings.arguments()[key] for key in ("device", "workers")}
+        stopped.train(resume=True, **free, **own)
 
 
 def _reopen(path: Path) -> Any:

@@ -14,7 +14,7 @@ from recipes import detect
 from recipes.build import operate, rehearse
 from recipes.data_schema import DigitsDetectionData
 from recipes.detect_schema import DetectTrain
-from recipes.detectors import check_task, needed, open_detector
+from recipes.detectors import check_device, check_task, open_detector
 from recipes.processes import derive, seeded
 from recipes.schema import DetectorRecipe, RecipeFile
 from recipes.steps import Steps, ops_in
@@ -57,7 +57,8 @@ class DetectorSteps(Steps):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RecipeError("ultralytics starts its own processes; run without torchrun, and name train.device: 0,1")
         recipe, name = self.recipe, str(self.recipe.model.yolo)
-        needed()
+        for one in (recipe.pretrain, *(part.train for part in recipe.variants().values())):
+            check_device(one.device if isinstance(one, DetectTrain) else "auto")
         self.data: detect.DataSet | None = None
         if isinstance(recipe.data, DigitsDetectionData):
             self.data = detect.DataSet("", 10, 3)  # written when the folder is ours

@@ -5,7 +5,7 @@ Apart from `schema` because keys and ranges are ultralytics', in the version tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, model_validator
@@ -18,6 +18,7 @@ from surgeon.errors import RecipeError
 
 ULTRALYTICS = "ultralytics"  # type of the errors found here
 OPTIMIZERS = ("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp")
+OF_TIMM = {"lr": "lr0", "opt": "optimizer", "batch_size": "batch", "size": "imgsz", "warmup_lr": "warmup_bias_lr"}
 OF_THE_RUN = {  # settings of ultralytics that a run fills in itself
     "model": "the model is named by model: {yolo: ...}",
     "data": "the data are named by data: {dataset: ...}",
@@ -31,6 +32,14 @@ OF_THE_RUN = {  # settings of ultralytics that a run fills in itself
     "exist_ok": "a run continues or refuses a folder by itself",
     "resume": "a run continues by itself what its folder holds (--no-resume starts over)",
     "save": "a run always keeps its checkpoints",
+}
+NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what ultralytics itself checks too late
+    "imgsz": (lambda n: type(n) is int and n >= 1, "one number of pixels, at least 1"),
+    "workers": (lambda n: type(n) is int and n >= 0, "a whole number, at least 0"),
+    "batch": (
+        lambda n: type(n) in (int, float) and (n == -1 or 0 < n < 1 or (n >= 1 and n == int(n))),
+        "a positive whole number, a share of the memory between 0 and 1, or -1 for ultralytics' own choice",
+    ),
 }
 
 
@@ -102,9 +111,12 @@ def _problems(key: str, value: Any, defaults: Mapping[str, Any], check: Any) -> 
         yield f"is not for train: {OF_THE_RUN[key]}"
     elif key not in defaults:
         url = "https://docs.ultralytics.com/usage/cfg"
-        yield f"unknown key '{key}'{nearest(key, defaults)} (ultralytics' settings: {url})"
+        hint = f"; did you mean '{OF_TIMM[key]}'?" if key in OF_TIMM else nearest(key, defaults)
+        yield f"unknown key '{key}'{hint} (ultralytics' settings: {url})"
     elif key == "device" and value == "auto":
         return
+    elif key in NUMBERS and not NUMBERS[key][0](value):
+        yield f"must be {NUMBERS[key][1]} (found {value!r})"
     elif key == "optimizer" and str(value).lower() not in (lower := [name.lower() for name in OPTIMIZERS]):
         yield f"unknown optimiser '{value}'{nearest(str(value).lower(), lower)} (allowed: {', '.join(OPTIMIZERS)})"
     else:

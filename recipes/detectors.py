@@ -159,3 +159,17 @@ def check_task(name: str, model: Any) -> None:
     """
     if model.task not in TASKS:
         raise RecipeError(f"'{name}' is a {model.task} model; recipes train models with boxes: {', '.join(TASKS)}")
+
+
+def check_device(device: str | int | list[int]) -> None:
+    """Refuse a device this machine does not have.
+
+    Raises:
+        RecipeError: In ultralytics' words.
+    """
+    if str(device) in ("auto", "cpu", "mps"):
+        return
+    try:
+        needed("ultralytics.utils.torch_utils").select_device(device, verbose=False)
+    except ValueError as error:
+        raise RecipeError(f"train.device: {_first_line(error)}") from None
