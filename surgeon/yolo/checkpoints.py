@@ -102,9 +102,12 @@ def plain(value: Any, where: str) -> Any:
 
 def read_as_ultralytics(module: Any, path: str, more: dict[str, Any]) -> Opened:
     """What ultralytics' loader answers for a file: the network with its arguments, and the rest as a dict."""
+    from ultralytics.nn.tasks import guess_model_task
     from ultralytics.utils import DEFAULT_CFG_DICT
 
+    task = getattr(module, "task", None) or guess_model_task(module)  # None for RT-DETR's head
     module.args = {**DEFAULT_CFG_DICT, **(more.get("train_args") or {})}
+    module.task = task or module.args["task"]
     module.pt_path = path
     return module.eval(), {**more, "model": None, "ema": module}
 

@@ -116,7 +116,9 @@ def build(builder: Builder) -> nn.Module:
     module = of_classes(yaml["nc"])
     if given["class_width"] not in (None, class_width(module)):
         module.load(of_classes(given["class_width"]), verbose=False)  # ultralytics' own way to another width
-    module.yaml, module.task = yaml, given["task"]
+    module.yaml = yaml
+    if given["task"] is not None:  # a trainer's network has none
+        module.task = given["task"]
     module.names = {int(number): name for number, name in given["names"].items()}
     for part in module.modules():
         if isinstance(part, nn.Dropout):
