@@ -1,16 +1,21 @@
 """Every test starts from the same seed, on one thread, offline."""
 
+import atexit
 import os
 import random
+import shutil
 import signal
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["YOLO_OFFLINE"] = "1"
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")  # its settings: not in the user's home
 os.environ["MPLBACKEND"] = "Agg"
 
 import numpy as np
 import pytest
 import torch
 
+atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("tests.contracts", "tests.surgeon.completeness")  # a failure shows the values

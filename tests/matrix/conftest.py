@@ -1,28 +1,14 @@
-"""The books of expected rows; with ``--update-matrix`` they are rewritten instead of compared."""
+"""The books of expected rows of timm; with ``--update-matrix`` they are rewritten instead of compared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.matrix.measure import Book, Row, timm_names
+from tests.matrix.checking import Check, checker
+from tests.matrix.measure import timm_names
 
 HERE = Path(__file__).parent
-Check = Callable[[str, Row], None]
-
-
-def checker(path: Path, request: pytest.FixtureRequest, keep: Callable[[str], bool]) -> Iterator[Check]:
-    book, update = Book.read(path), request.config.getoption("update_matrix")
-
-    def check(name: str, row: Row) -> None:
-        if update:
-            book.fresh[name] = row
-        elif complaint := book.complaint(name, row):
-            pytest.fail(complaint, pytrace=False)
-
-    yield check
-    if update and book.fresh:
-        book.write({name for name in {*book.rows, *book.fresh} if keep(name)})
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -57,7 +58,7 @@ def measure(name: str, size: int | None = None) -> Measured:
     with one_trace():
         sites = surgeon.locate(model, size)
         testimony = witness(model, sites.input_size)
-        row = {**kinds(sites), "others": ordered(testimony.others), "spd": spd(model, size)}
+        row = {**kinds(sites), "others": ordered(testimony.others), "spd": decided(model, "spd", size)}
     return Measured(row, differences(testimony, sites))
 
 
@@ -75,10 +76,10 @@ def kinds(sites: Sites) -> Row:
     return {**row, "notes": list(sites.notes)} if sites.notes else row
 
 
-def spd(model: nn.Module, size: int | None) -> Row:
-    """How many strided convs and pools ``spd`` rewrites, leaves because they are the same already, refuses and why."""
+def decided(model: nn.Module, recipe: Any, size: int | None = None) -> Row:
+    """How many sites an op rewrites, leaves because they are the same already, refuses and why."""
     try:
-        changes = surgeon.plan(model, "spd", size).changes
+        changes = surgeon.plan(model, recipe, size).changes
     except surgeon.NoSiteError:
         changes = ()
     refused = Counter(change.reason for change in changes if change.status == "refused")
@@ -131,7 +132,10 @@ def _module(name: str) -> str:
 def versions() -> dict[str, str]:
     """Of the libraries a row depends on."""
     found = {"surgeon": surgeon.__version__, "timm": timm.__version__}
-    return {**found, "torch": torch.__version__.split("+")[0], "torchvision": torchvision.__version__.split("+")[0]}
+    found |= {"torch": torch.__version__.split("+")[0], "torchvision": torchvision.__version__.split("+")[0]}
+    with suppress(PackageNotFoundError):
+        found["ultralytics"] = version("ultralytics")
+    return found
 
 
 @dataclass

@@ -1,0 +1,161 @@
+"""What the books record of a network of ultralytics': what is found in it, what each op decides, how it fares.
+
+Kept apart from the tests so that a row can be made, looked at and compared by hand: ``measure("yolov5.yaml")``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import surgeon
+from tests.contracts import images, relative, run, site_errors, stir
+from tests.matrix.measure import Measured, Row, decided, kinds, one_trace, ordered
+from tests.surgeon.completeness import differences, witness
+from tests.surgeon.yolo.zoo import build, size_of
+
+CONV_FIRST = "spd, order conv-spd"
+OPS: dict[str, Any] = {
+    "spd": "spd",
+    CONV_FIRST: {"spd": {"order": "conv-spd"}},
+    "spatial_shuffle": "spatial_shuffle",
+    "shift": "shift",
+    "remove": "remove",
+}
+EXACT = ("spd", CONV_FIRST)
+QUICK = ("spd", "remove")  # the others take longer
+
+
+def measure(name: str, ops: Sequence[str] = tuple(OPS)) -> Measured:
+    """Sites by kind, the operations of the second list by class, and what each op decides, at 640 pixels."""
+    model = build(name)
+    with one_trace():
+        sites = surgeon.locate(model)
+        testimony = witness(model, sites.input_size)
+    decisions = {op: decided(model, OPS[op]) for op in ops}
+    row = {**kinds(sites), "others": ordered(testimony.others), "ops": decisions}
+    return Measured(row, differences(testimony, sites))
+
+
+def stirred(name: str) -> nn.Module:
+    """The network in float64 with values as a trained one has."""
+    return stir(build(name).double()).eval()
+
+
+def trials(name: str) -> Row:
+    """One :func:`trial` of each op; None where it rewrites no site."""
+    before = stirred(name)
+    return {op: trial(before, op, size_of(name)) for op in OPS}
+
+
+def trial(before: nn.Module, op: str, size: int) -> Row | None:
+    """Operate on a copy, run it, fuse it, undo it; None where the op rewrites no site.
+
+    Returns:
+        ``sites`` rewritten; the largest relative errors in float64 (``errors_of`` an exact op; of another, ``moved``,
+        how far the output went, and ``fused``, how much further ``fuse()`` takes it); ``wrong``, in words.
+    """
+    after = copy.deepcopy(before)
+    try:
+        surgeon.apply(after, OPS[op], size)
+    except (surgeon.NoSiteError, surgeon.RefusedError):
+        return None
+    fused, x = fuse(after), images(size)
+    found = errors_of(before, after, fused, x) if op in EXACT else _shift_of(before, after, fused, x)
+    wrong = [*_says_wrong(before, after), *_answers_wrong(before, after, x), *_undone_wrong(before, after, fused)]
+    return {"sites": surgeon.record(fused).count("rewritten"), **found, "wrong": wrong}
+
+
+def errors_of(before: nn.Module, after: nn.Module, fused: nn.Module, x: Tensor) -> Row:
+    """Of any rewritten site, of any output, and of any output once fused, against the stock network fused."""
+    sites = site_errors(before, after, [(x.shape[2], x.shape[3])])
+    errors = {
+        "error": max(sites.values()),
+        "model": furthest(run(before, x), run(after, x)),
+        "fused": furthest(run(fuse(before), x), run(fused, x)),  # of some, fuse() drops outputs
+    }
+    return {name: float(f"{error:.1e}") for name, error in errors.items()}
+
+
+def _shift_of(before: nn.Module, after: nn.Module, fused: nn.Module, x: Tensor) -> Row:
+    old, new, folded = (list(tensors(run(model, x))) for model in (before, after, fused))
+    return {"moved": float(f"{furthest(old, new):.1e}"), "fused": float(f"{furthest(new[0], folded[0]):.1e}")}
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy, its norms folded by ultralytics' own code."""
+    fused: nn.Module = copy.deepcopy(model).fuse(verbose=False)  # type: ignore[operator]
+    return fused
+
+
+def _says_wrong(before: nn.Module, after: nn.Module) -> Iterator[str]:
+    if told(after) != told(before):
+        yield "it says something else of itself"
+    if layers := wrong_counts(after):
+        yield f"np is wrong in {layers}"
+
+
+def _answers_wrong(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[str]:
+    old, new = (list(tensors(run(model, x))) for model in (before, after))
+    if [t.shape for t in old] != [t.shape for t in new]:
+        yield "it answers other shapes"
+    if not all(bool(t.isfinite().all()) for t in new):
+        yield "it answers values that are not finite"
+
+
+def _undone_wrong(before: nn.Module, after: nn.Module, fused: nn.Module) -> Iterator[str]:
+    marks = versions_of(fused)
+    try:
+        surgeon.undo(fused)
+        yield "a fused network is undone"
+    except surgeon.RefusedError as error:
+        if "norms were folded" not in str(error) or versions_of(fused) != marks:
+            yield f"undoing a fused network: {error}"
+    if not same(before, surgeon.undo(after)):
+        yield "undo leaves something else"
+
+
+def versions_of(model: nn.Module) -> list[tuple[str, int, int]]:
+    """Which tensors a network holds, and how often each was written to."""
+    return [(name, id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()]
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks are equal bit for bit, classes, modes and tags included."""
+    parts = [[(n, type(m), m.training, getattr(m, "np", None)) for n, m in net.named_modules()] for net in (one, other)]
+    a, b = one.state_dict(), other.state_dict()
+    return parts[0] == parts[1] and list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def tensors(outputs: Any) -> Iterator[Tensor]:
+    """Every tensor of what a network answers."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (dict, list, tuple)):
+        for part in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from tensors(part)
+
+
+def furthest(a: Any, b: Any) -> float:
+    """The largest relative difference of two answers; infinite where their numbers of tensors differ."""
+    one, other = list(tensors(a)), list(tensors(b))
+    if len(one) != len(other):
+        return float("inf")
+    return max(relative(p.double(), q.double()) for p, q in zip(one, other, strict=True))
+
+
+def told(model: Any) -> dict[str, Any]:
+    """What a network of ultralytics' says of itself."""
+    found = {name: getattr(model, name, None) for name in ("names", "yaml", "task", "save", "nc", "end2end")}
+    stride = getattr(model, "stride", None)
+    layers = [(layer.i, layer.f, layer.type) for layer in model.model]
+    return {**found, "stride": None if stride is None else stride.tolist(), "layers": layers}
+
+
+def wrong_counts(model: Any) -> list[int]:
+    """The layers that tell a number of parameters, ``np``, they have not."""
+    return [layer.i for layer in model.model if layer.np != sum(p.numel() for p in layer.parameters())]
