@@ -26,14 +26,14 @@ def run(command, folder):
 
 def test_there_is_nothing_but_what_is_run_here():
     assert {kind for kind, _ in BLOCKS} == {"bash", "python", "yaml"}
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose"])
+@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose", "detectors"])
 def test_python_block(code, tmp_path):
     (tmp_path / "block.py").write_text(f"import torch\ntorch.set_num_threads(2)\n{code}")
     out = run([sys.executable, "-W", "error", "block.py"], tmp_path)
-    assert "same function" in out or "True" in out
+    assert "same function" in out or "True" in out or out.strip().endswith("7")
 
 
 def test_a_wrong_block_fails(tmp_path):
