@@ -97,7 +97,11 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
             "data",
             "write smallest <= largest <= 106 (2/3 of image_size)",
         ),
-        ({"model": {"yolo": "a.yaml", "timm": "b"}}, "model", "name exactly one of timm, folder, yolo; named here: timm"),
+        (
+            {"model": {"yolo": "a.yaml", "timm": "b"}},
+            "model",
+            "name exactly one of timm, folder, yolo; named here: timm",
+        ),
         ({"model": {"yolo": "a.yaml", "num_classes": 3}}, "model", "classes come from the data"),
         ({"model": {"timm": "resnet18"}}, "data.dataset", "unknown data set 'coco8.yaml'"),
         ({"train": "x"}, "train", "must be a mapping"),
