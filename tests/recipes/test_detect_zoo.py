@@ -26,8 +26,6 @@ V6 = {"n": 1_872_157, "s": 7_235_389, "m": 21_190_557, "l": 46_563_709}  # YOLOv
 RELEASED = {"n": 2_256_157, "s": 8_771_389, "m": 24_646_557, "l": 52_707_709}  # counted on the authors' yamls
 PAPER = {"n": 3_600_157, "s": 14_147_389, "m": 36_742_557, "l": 74_211_709}  # the paper's text read literally
 BEFORE = {"n": 2_654_816, "s": 9_153_152, "m": 25_111_456, "l": 53_225_024}  # ultralytics' yolov5 of today
-LIKE_THE_OLD_KERNEL = {"n": 1_733_184, "s": 6_922_368, "m": 15_567_552, "l": 27_668_736}
-MINIMAL = {"n": 448_000, "s": 1_792_000, "m": 4_032_000, "l": 7_168_000}
 
 
 @cache
@@ -60,25 +58,50 @@ def test_the_original_is_compared_and_whatever_differs_is_surgery(name: str) -> 
     assert quick.train.epochs == 2 and quick.train.warmup_epochs == 0
 
 
+LAYOUTS: dict[str, Any] = {  # rows of the page, to their surgery
+    "`spd`, the released layout": lambda recipe: {"surgery": recipe.variants()["spd"].surgery},
+    "`spd_conv`, the paper's text": lambda recipe: {"surgery": recipe.variants()["spd_conv"].surgery},
+    "all spd-conv, kernel as before": lambda recipe: "spd",
+    "all spd-conv, minimal kernel": lambda recipe: [{"spd": {"kernel": "minimal"}}],
+}
+ADDED = {
+    "`spd`, the released layout": {scale: RELEASED[scale] - V6[scale] for scale in V6},
+    "`spd_conv`, the paper's text": {scale: PAPER[scale] - V6[scale] for scale in V6},
+    "all spd-conv, kernel as before": {"n": 1_733_184, "s": 6_922_368, "m": 15_567_552, "l": 27_668_736},
+    "all spd-conv, minimal kernel": {"n": 448_000, "s": 1_792_000, "m": 4_032_000, "l": 7_168_000},
+}
+
+
+def line(scale: str, label: str, params: tuple[int, int], macs: tuple[int, int]) -> str:
+    """The row of docs/detectors.md."""
+    added = f"+{params[1] - params[0]:,}" if params[1] > params[0] else ""
+    return f"| yolov5{scale} | {label} | {params[1]:,} | {added} | {macs[1] / 1e9:.2f}G |"
+
+
 @pytest.mark.parametrize("scale", "nsml")
 def test_yolov5_spd_counts(scale: str) -> None:
     name = f"yolov5{scale}_spd"
-    spd, text = planned(name, "spd"), planned(name, "spd_conv")
-    for record, expected in ((spd, RELEASED), (text, PAPER)):
+    recipe, model = opened(name)
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    for label, surgery in LAYOUTS.items():
+        record = surgeon.plan(model, surgery(recipe), 640)
         assert record.count("rewritten") == len(record.changes) == 7
-        assert record.params[0] == BEFORE[scale]
-        assert record.params[1] - record.params[0] == expected[scale] - V6[scale]
-    assert spd.params[1] - spd.params[0] == {"n": 384_000, "s": 1_536_000, "m": 3_456_000, "l": 6_144_000}[scale]
-    stem, *others = spd.changes
-    assert stem.path == "model.0.conv" and stem.params[0] == stem.params[1]
-    assert all(change.params[1] > change.params[0] for change in others)
-    _, model = opened(name)
-    for recipe, added in (("spd", LIKE_THE_OLD_KERNEL), ([{"spd": {"kernel": "minimal"}}], MINIMAL)):
-        record = surgeon.plan(model, recipe, 640)
-        assert record.count("rewritten") == 7 and record.params[1] - record.params[0] == added[scale]
+        assert record.params[0] == BEFORE[scale] and record.params[1] - record.params[0] == ADDED[label][scale]
+        assert line(scale, label, record.params, record.macs) in page
+        assert line(scale, "original", record.params[:1] * 2, record.macs[:1] * 2) in page
+        stem, *others = record.changes
+        assert stem.path == "model.0.conv" and all(change.params[1] > change.params[0] for change in others)
+        assert (stem.params[0] == stem.params[1]) == (label != "all spd-conv, kernel as before")
     head = (ZOO.parent / f"{name}.yaml").read_text(encoding="utf-8")
-    for number in (BEFORE[scale], V6[scale], RELEASED[scale], spd.params[1] - spd.params[0]):
+    for number in (BEFORE[scale], V6[scale], RELEASED[scale], *(ADDED[label][scale] for label in list(ADDED)[:2])):
         assert f"{number:,}" in head
+
+
+def test_what_the_released_layout_adds() -> None:
+    added = ADDED["`spd`, the released layout"]
+    assert added == {"n": 384_000, "s": 1_536_000, "m": 3_456_000, "l": 6_144_000}
+    printed = {"n": "2.2", "s": "8.7", "m": "24.6", "l": "52.7"}  # Tables 4 and 5, truncated
+    assert all(f"{RELEASED[scale] / 1e6:.3f}".startswith(printed[scale]) for scale in added)
 
 
 def test_yolov5_spd_is_trained_as_the_paper_says() -> None:
