@@ -11,7 +11,15 @@ from pathlib import Path
 import timm
 import torch
 
-from tests.benchmarks import bench_apply, bench_fenet, bench_locate, bench_shift, bench_shuffle, bench_spd_layers
+from tests.benchmarks import (
+    bench_apply,
+    bench_detectors,
+    bench_fenet,
+    bench_locate,
+    bench_shift,
+    bench_shuffle,
+    bench_spd_layers,
+)
 from tests.benchmarks.measuring import table
 from tests.matrix.measure import timm_names
 
@@ -62,6 +70,17 @@ One thread on the CPU, batch 64, float32. One draw serves the whole batch: its s
 a map that fits the caches is cheap: the gather costs what `torch.gather` costs or less.
 
 {shuffles}
+
+## Detectors
+
+What each verb adds to `YOLO(yaml)`, random weights, two threads.
+
+{detector_steps}
+
+Forward passes of one image of 640 pixels, fused, two threads, every tap in use; ratios are to the original. "lowered"
+is what `surgeon.lower` makes of the network.
+
+{detector_forms}
 """
 
 
@@ -79,6 +98,8 @@ def main() -> None:
     device = parser.parse_args().device
     torch.set_num_threads(2)
     applied = table(bench_apply.measure(), bench_apply.COLUMNS)
+    steps = table(bench_detectors.measure_steps(), bench_detectors.STEPS)
+    forms = table(bench_detectors.measure_forms(), bench_detectors.COSTS)
     torch.set_num_threads(1)
     batch = 64 if device == "cuda" else 4
     layers = table(bench_spd_layers.measure(device, batch=batch), bench_spd_layers.COLUMNS)
@@ -99,6 +120,8 @@ def main() -> None:
         shifts=shifts,
         shuffles=shuffles,
         fenets=fenets,
+        detector_steps=steps,
+        detector_forms=forms,
     )
     PAGE.write_text(text, encoding="utf-8")
 
