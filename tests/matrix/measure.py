@@ -82,9 +82,18 @@ def decided(model: nn.Module, recipe: Any, size: int | None = None) -> Row:
         changes = surgeon.plan(model, recipe, size).changes
     except surgeon.NoSiteError:
         changes = ()
+    except surgeon.RefusedError as error:
+        return {"rewritten": 0, "unchanged": 0, "refused": ordered(Counter(_reasons(str(error))))}
     refused = Counter(change.reason for change in changes if change.status == "refused")
     status = Counter(change.status for change in changes)
     return {"rewritten": status["rewritten"], "unchanged": status["unchanged"], "refused": ordered(refused)}
+
+
+def _reasons(message: str) -> list[str]:
+    """Of a step that refuses all its sites: one line tells each."""
+    head, *lines = message.splitlines()
+    assert "refuses all" in head, message
+    return [line.split("' ", 1)[1] for line in lines]
 
 
 def ordered(counts: Counter[str]) -> dict[str, int]:

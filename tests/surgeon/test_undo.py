@@ -150,6 +150,19 @@ def test_a_classifier_put_in_since_stays() -> None:
     assert surgeon.record(model).changes == ()
 
 
+def test_a_norm_folded_since_is_told_and_one_taken_out_is_not() -> None:
+    model = surgeon.apply(stir(PlainNet()), "spd", 64)
+    taken = copy.deepcopy(model)
+    model.stem[0].bias = nn.Parameter(torch.zeros(8))  # what folding leaves: a conv with a bias, and no norm
+    model.stem[1] = nn.Identity()
+    before = Snapshot.of(model)
+    with pytest.raises(surgeon.RefusedError, match=r"norms were folded .*'stem\.1' is gone.*undo first and fuse then"):
+        surgeon.undo(model)
+    assert before.differences(Snapshot.of(model)) == []
+    taken.stem[1] = nn.Identity()
+    assert surgeon.record(surgeon.undo(taken)).changes == ()
+
+
 def test_all_or_nothing() -> None:
     model = stir(PlainNet())
     plain = Snapshot.of(model, identity=False)
