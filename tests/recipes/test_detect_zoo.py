@@ -45,17 +45,21 @@ def test_all_of_them() -> None:
     assert len(DETECTORS) == 6 and len(list(ZOO.glob("*.yaml"))) == 2
 
 
-@pytest.mark.parametrize("name", ["digits_detection_spd", "voc_shuffle", "yolov5n_spd"])
+@pytest.mark.parametrize("name", DETECTORS)
 def test_the_original_is_compared_and_whatever_differs_is_surgery(name: str) -> None:
-    recipe, _ = opened(name)
+    recipe = recipes.load(name)
     variants = recipe.variants()
     assert next(iter(variants)) == "original" and not variants["original"].surgery
     assert all(one.train == recipe.train for one in variants.values())
-    for variant in list(variants)[1:]:
-        record = planned(name, variant)
-        assert record.count("rewritten") > 0 and not record.count("refused")
+    assert all(variants[one].surgery for one in list(variants)[1:]) and len(variants) > 1
     quick = recipe.quick()
     assert quick.train.epochs == 2 and quick.train.warmup_epochs == 0
+
+
+@pytest.mark.parametrize(("name", "variant"), [("digits_detection_spd", "spd"), ("voc_shuffle", "shuffled")])
+def test_dry_run(name: str, variant: str) -> None:  # the YOLOv5-SPD are planned below
+    record = planned(name, variant)
+    assert record.count("rewritten") > 0 and not record.count("refused")
 
 
 LAYOUTS: dict[str, Any] = {  # rows of the page, to their surgery
