@@ -1,5 +1,6 @@
 """The examples of the docstrings run, each module's by itself."""
 
+import contextlib
 import doctest
 import importlib
 import pkgutil
@@ -21,6 +22,8 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ultralytics")  # says where its settings lie when it is first imported
     tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     failures: list[str] = []
