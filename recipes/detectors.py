@@ -98,6 +98,8 @@ def _file(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists() or path.suffix == ".pt":
         return str(path)
+    if importlib.util.find_spec("ultralytics") is None:
+        raise RecipeError(f"no file '{name}' in {Path.cwd()}; {NEEDED}")
     if name not in names() and name not in {file.name for file in names().values()}:
         where = f"no file '{name}' in {Path.cwd()}, and ultralytics {needed().__version__} has no model of that name"
         raise RecipeError(f"{where}{nearest(name, names())} (surgeon models --yolo lists them)")
@@ -122,7 +124,7 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
         >>> open_detector("yolo11n.yaml", classes=3).model.yaml["nc"]
         3
     """
-    ultralytics, file = needed(), _file(name)
+    file, ultralytics = _file(name), needed()
     if Path(file).is_dir() or is_checkpoint(Path(file)):
         return surgeon.load(file)
     try:

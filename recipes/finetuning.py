@@ -25,7 +25,7 @@ from recipes.learner import Learner, has_batch_norm, precision
 from recipes.loading import load
 from recipes.processes import Processes, processes
 from recipes.reporting import Metrics, Reporter
-from recipes.schema import RecipeFile, TrainSection
+from recipes.schema import DetectorRecipe, RecipeFile, TrainSection
 from surgeon.errors import RecipeError
 
 Row = dict[str, Any]
@@ -199,7 +199,8 @@ def finetune(
         console: Where progress is shown.
 
     Raises:
-        RecipeError: For a recipe without ``train``, missing data, a folder of another recipe, or a diverging loss.
+        RecipeError: For a detector's recipe or one without ``train``, missing data, a folder of another recipe, or a
+            diverging loss.
         LoadError: When the folder is damaged or holds another model's weights.
 
     Example:
@@ -212,6 +213,11 @@ def finetune(
     """
     recipe, place = load(recipe), Path(folder).expanduser() if folder is not None else None
     train = recipe.train
+    if isinstance(recipe, DetectorRecipe):
+        raise RecipeError(
+            f"recipe '{recipe.name}' is a detector's, and finetune trains classifiers; call yolo.train(...) of the "
+            "operated object, or recipes.run(recipe)"
+        )
     if train is None:
         raise RecipeError(f"recipe '{recipe.name}' has no train section; add one, e.g. train: {{epochs: 20}}")
     with processes(train.device) as who, alone(place if who.main else None):

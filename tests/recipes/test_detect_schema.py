@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("ultralytics")
 
@@ -130,3 +131,8 @@ def test_device_seed_and_trials_in_every_variant() -> None:
     assert kept.epochs == 1 and kept.arguments()["fraction"] == 0.1
     digits = recipes.parse({**GOOD, "data": {"dataset": "digits_detection", "images": 10}}).quick().data
     assert digits.images == 10 and digits.val_images == 32
+
+
+def test_finetune_refuses_it_in_words() -> None:
+    with pytest.raises(RecipeError, match=r"a detector's, and finetune trains classifiers; call yolo.train"):
+        recipes.finetune(torch.nn.Identity(), GOOD)
