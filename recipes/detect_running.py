@@ -96,7 +96,8 @@ class DetectorSteps(Steps):
         train = recipe.train if isinstance(recipe, DetectorRecipe) else None
         model = self.operated(recipe)
         if self.keep_record(name, model, place) and self.data is not None:
-            some = next(detect.images(self.data, self.settings.imgsz, detect.VERIFIED))
+            with detect.quiet(self.console.quiet):
+                some = next(detect.images(self.data, self.settings.imgsz, detect.VERIFIED))
             verification = surgeon.verify(open_detector(str(self.base)), model, some.to(_device(model)))
             self.keep_verification(name, verification, place)
         before = self.measure(self.operated(recipe), train) if self.trained else None

@@ -128,7 +128,7 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
     if Path(file).is_dir() or is_checkpoint(Path(file)):
         return surgeon.load(file)
     try:
-        model = ultralytics.YOLO(file)
+        model = (ultralytics.RTDETR if _is_rtdetr(file) else ultralytics.YOLO)(file)
         if not file.endswith(".pt"):
             _fit(model, classes, channels)
     except SurgeonError:
@@ -138,13 +138,20 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
     return model
 
 
+def _is_rtdetr(file: str) -> bool:
+    """Whether a yaml ends in an RT-DETR's decoder; of a ``.pt`` file ``YOLO`` finds out itself."""
+    if file.endswith(".pt"):
+        return False
+    return "RTDETR" in str(needed("ultralytics.nn.tasks").yaml_model_load(file)["head"][-1][2])
+
+
 def _fit(model: Any, classes: int | None, channels: int | None) -> None:
     """Build the net anew where the data have another number of classes or channels than its yaml says."""
     structure, wanted = model.model.yaml, {"nc": classes, "channels": channels}
     changed = {key: value for key, value in wanted.items() if value is not None and structure.get(key) != value}
     if changed == {"channels": 3} or not changed:
         return
-    fresh = type(model.model)({**structure, **changed}, verbose=False)
+    fresh = type(model.model)({**structure, **changed}, nc=classes or structure["nc"], verbose=False)
     fresh.args, fresh.task = model.model.args, model.task
     model.model = fresh
 

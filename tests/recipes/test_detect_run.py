@@ -126,6 +126,20 @@ def test_a_detector_of_your_own_keeps_its_weights(place: Path, quiet: Console, t
     assert "map50_95" not in recipes.run(other, tmp_path / "other", console=quiet).rows[0]
 
 
+def test_a_transformer_with_convs(place: Path, quiet: Console, tmp_path: Path) -> None:
+    yolo = yaml.safe_load((place / "small.yaml").read_text())
+    decoder = [[2, 4], 1, "RTDETRDecoder", ["nc", 32, 20, 4, 4, 1]]
+    (tmp_path / "rtdetr.yaml").write_text(yaml.safe_dump({**yolo, "head": [decoder]}))
+    train = {**TRAIN, "nbs": 8, "optimizer": "AdamW", "lr0": 0.001}
+    recipe = content(place, model={"yolo": str(tmp_path / "rtdetr.yaml")}, train=train)
+    result = recipes.run(recipe, tmp_path / "run", console=quiet)
+    there = surgeon.load(tmp_path / "run" / "weights")
+    assert type(there).__name__ == "RTDETR" and there.model.model[-1].nc == 3
+    assert surgeon.record(there).count("rewritten") == 3 and result.rows[0]["epochs"] == 2
+    first, second = detect.read_rows(tmp_path / "run" / "training")
+    assert first["val_loss"] != second["val_loss"]
+
+
 def test_digits_are_written_into_the_folder(place: Path, quiet: Console, tmp_path: Path) -> None:
     data = {"dataset": "digits_detection", "image_size": 64, "images": 8, "val_images": 4, "object_size": [8, 24]}
     recipe = content(place, data=data, train={**TRAIN, "epochs": 1})

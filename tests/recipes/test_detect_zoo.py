@@ -159,7 +159,15 @@ def test_the_one_scale_detector_has_a_resnet50_and_three_bottlenecks() -> None:
     assert record.params[0] == record.params[1] == 51_810_980
 
 
-def test_shipped_yamls_open_by_name_and_take_the_classes_of_the_data() -> None:
-    for path in ZOO.glob("*.yaml"):
-        yolo = open_detector(path.name, classes=3)
-        assert yolo.model.yaml["nc"] == 3 and yolo.model.model[-1].nc == 3
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((path.name, "YOLO") for path in sorted(ZOO.glob("*.yaml"))),
+        ("yolo26n-seg.yaml", "YOLO"),
+        ("rtdetr-resnet50.yaml", "RTDETR"),
+        ("yolov8n-world.yaml", "YOLOWorld"),
+    ],
+)
+def test_yamls_open_by_name_and_take_the_classes_of_the_data(name: str, kind: str) -> None:
+    yolo = open_detector(name, classes=3)
+    assert type(yolo).__name__ == kind and yolo.model.yaml["nc"] == 3 and yolo.model.model[-1].nc == 3
