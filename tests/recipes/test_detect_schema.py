@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("ultralytics")
 
@@ -131,6 +134,14 @@ def test_device_seed_and_trials_in_every_variant() -> None:
     assert kept.epochs == 1 and kept.arguments()["fraction"] == 0.1
     digits = recipes.parse({**GOOD, "data": {"dataset": "digits_detection", "images": 10}}).quick().data
     assert digits.images == 10 and digits.val_images == 32
+
+
+def test_the_recipe_of_the_page_is_one() -> None:
+    page = (Path(recipes.__file__).parents[1] / "docs" / "detectors.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    whole = [recipes.parse(block) for block in blocks if "model" in block]
+    assert [recipe.name for recipe in whole] == ["mine-spd"] and whole[0].train.arguments()["mosaic"] == 0.5
+    assert {"surgery": recipes.load("yolov5n_spd").surgery} in blocks
 
 
 def test_finetune_refuses_it_in_words() -> None:
