@@ -178,7 +178,6 @@ def strided(block: Pair, conv: nn.Conv2d) -> nn.Module:
     Example:
         >>> import torch
         >>> from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
-    from surgeon.ops.spd_fold import one_conv
         >>> conv, x = nn.Conv2d(12, 4, 3, padding=1), torch.rand(1, 3, 7, 8)
         >>> bool(torch.allclose(strided((2, 2), conv)(x), conv(SpaceToDepth((2, 2))(x)), atol=1e-6))
         True
