@@ -1,4 +1,4 @@
-"""How much of timm the op ``spd`` covers, and how exactly: the tables of docs/coverage.md.
+"""How much of timm the op ``spd`` covers, and how exactly: the first half of docs/coverage.md.
 
 Run: python -m tests.matrix.coverage        (measures what ``exact.json`` does not hold yet, and writes the page)
 """
@@ -9,7 +9,6 @@ import copy
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 import surgeon
 from tests.contracts import alone, images, operate, relative, run, seen_at, stir
 from tests.matrix.measure import TORCHVISION, Book, Row
+from tests.matrix.yolo_coverage import EXPECTED, TRIALS, markdown, section
 
 HERE = Path(__file__).parent
+OF_TIMM = ("surgeon", "timm", "torch")
 PAGE = HERE.parents[1] / "docs" / "coverage.md"
 HEAD = """# Coverage of timm
 
@@ -89,6 +90,11 @@ def site_errors(before: nn.Module, after: nn.Module, path: str, x: Tensor) -> li
 
 def page(book: Book, exact: dict[str, Row]) -> str:
     """The page as it stands in docs."""
+    return timm_page(book, exact) + section(Book.read(EXPECTED), Book.read(TRIALS))
+
+
+def timm_page(book: Book, exact: dict[str, Row]) -> str:
+    """Its first half."""
     rows = {name: row for name, row in book.rows.items() if not name.startswith(TORCHVISION)}
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -103,7 +109,7 @@ def page(book: Book, exact: dict[str, Row]) -> str:
     return HEAD.format(
         names=len(Book.read(HERE / "expected_all.json").rows),
         n=len(rows),
-        versions=", ".join(f"{k} {v}" for k, v in book.versions.items() if k != "torchvision"),
+        versions=", ".join(f"{k} {v}" for k, v in book.versions.items() if k in OF_TIMM),
         sites=totals.total(),
         **totals,
         share=totals["rewritten"] / (totals["rewritten"] + totals["refused"]),
@@ -124,12 +130,6 @@ def counts(row: Row) -> list[int]:
 def errors(row: Row) -> list[str]:
     """In words; none where nothing was rewritten."""
     return [f"{row['error']:.0e}", f"{row['model']:.0e}"] if row["sites"] else ["", ""]
-
-
-def markdown(head: list[str], rows: list[list[Any]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def exact_rows() -> dict[str, Row]:

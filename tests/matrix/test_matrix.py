@@ -6,12 +6,12 @@ in ``expected_all.json`` (marker ``matrix``). Any change, better or worse, fails
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.contracts import TOLERANCE
+from tests.matrix.checking import Check
 from tests.matrix.coverage import PAGE, exact_rows, exactness, page
 from tests.matrix.measure import (
     TORCHVISION,
@@ -26,7 +26,6 @@ from tests.matrix.measure import (
     versions,
 )
 
-Check = Callable[[str, Row], None]
 HERE = Path(__file__).parent
 PLAIN = ("resnet18", "googlenet", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "swin_t")
 PLAIN = tuple(f"{TORCHVISION}{name}" for name in (*PLAIN, "shufflenet_v2_x0_5"))
