@@ -8,9 +8,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +65,6 @@ def open_data(section: YoloData | DigitsDetectionData, folder: Path) -> DataSet:
         words = " ".join(str(error).split())[:400]
         raise RecipeError(f"data.dataset: ultralytics cannot read '{name}': {words}") from None
     return DataSet(str(found.get("yaml_file", name)), found["nc"], found["channels"])
-
-
-@contextmanager
-def quiet(silent: bool) -> Iterator[None]:
-    """Let ultralytics say only what went wrong, where silence is wanted."""
-    logger = needed("ultralytics.utils").LOGGER
-    before = logger.level
-    logger.setLevel(logging.ERROR if silent else before)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def train(model: Any, settings: DetectTrain, data: DataSet, place: Path, say: Callable[[str], None]) -> Any:

@@ -14,12 +14,13 @@ from recipes import detect
 from recipes.build import operate, rehearse
 from recipes.data_schema import DigitsDetectionData
 from recipes.detect_schema import DetectTrain
-from recipes.detectors import check_device, check_task, open_detector
+from recipes.detectors import check_device, check_task, open_detector, quiet
 from recipes.processes import derive, seeded
 from recipes.schema import DetectorRecipe, RecipeFile
 from recipes.steps import Steps, ops_in
 from recipes.summary import Detected, DetectionOutcome, macs_of
 from surgeon.errors import RecipeError
+from surgeon.host import input_sizes, unwrap
 
 WRITES = (
     *("metrics.jsonl", "record.json", "record.txt", "verification.txt", "weights", "pretrain"),
@@ -34,8 +35,8 @@ class DetectorSteps(Steps):
 
     @property
     def settings(self) -> DetectTrain:
-        """What data are opened and nets measured by, where there is no training."""
-        return self.recipe.train or self.recipe.pretrain or DetectTrain()
+        """What data are opened and nets measured by, where a variant has no training of its own."""
+        return self.recipe.train or self.recipe.pretrain or self.untrained
 
     @property
     def device(self) -> str:
@@ -63,12 +64,14 @@ class DetectorSteps(Steps):
         if isinstance(recipe.data, DigitsDetectionData):
             self.data = detect.DataSet("", 10, 3)  # written when the folder is ours
         elif recipe.data is not None:
-            with detect.quiet(self.console.quiet):
+            with quiet(self.console.quiet):
                 self.data = detect.open_data(recipe.data, self.folder)
+        self.untrained = DetectTrain()
         classes, channels = (self.data.classes, self.data.channels) if self.data else (None, None)
         with seeded(derive(self.settings.seed, 0)):
             model = open_detector(name, classes, channels)
         check_task(name, model)
+        self.untrained = DetectTrain(imgsz=max(input_sizes(unwrap(model))[0][1:]))
         for part in recipe.variants().values():
             rehearse(model, part, self.input_size)
         self.trained = recipe.pretrain is not None or not name.endswith((".yaml", ".yml"))
@@ -77,7 +80,7 @@ class DetectorSteps(Steps):
     def pretrain(self, base: Any) -> None:
         """Keep the weights all begin with, and train the model before the surgery, where the recipe says so."""
         if self.recipe.data is not None:
-            with detect.quiet(self.console.quiet):
+            with quiet(self.console.quiet):
                 self.data = detect.open_data(self.recipe.data, self.folder)
         if not self.start.is_file():
             beside = self.folder / ".start.part.pt"
@@ -96,7 +99,7 @@ class DetectorSteps(Steps):
         train = recipe.train if isinstance(recipe, DetectorRecipe) else None
         model = self.operated(recipe)
         if self.keep_record(name, model, place) and self.data is not None:
-            with detect.quiet(self.console.quiet):
+            with quiet(self.console.quiet):
                 some = next(detect.images(self.data, self.settings.imgsz, detect.VERIFIED))
             verification = surgeon.verify(open_detector(str(self.base)), model, some.to(_device(model)))
             self.keep_verification(name, verification, place)
@@ -118,14 +121,14 @@ class DetectorSteps(Steps):
         """Train one net, or go on with it."""
         if self.data is None:
             return model
-        with detect.quiet(self.console.quiet):
+        with quiet(self.console.quiet):
             return detect.train(model, settings, self.data, place, self.say)
 
     def measure(self, model: Any, settings: DetectTrain | None) -> Detected | None:
         """Validate one net; None where its classes are not those of the data."""
         if self.data is None or len(model.model.names) != self.data.classes:
             return None
-        with detect.quiet(self.console.quiet):
+        with quiet(self.console.quiet):
             return detect.measure(model, settings or self.settings, self.data)
 
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ import surgeon
 from recipes.wording import nearest
 from surgeon.errors import RecipeError, SurgeonError
 from surgeon.storage import is_checkpoint
+from surgeon.yolo.joining import without_weights
 
 ZOO = Path(__file__).parent / "zoo" / "models"
 YAML = (".yaml", ".yml")
@@ -38,6 +43,18 @@ def needed(module: str = "ultralytics") -> Any:
     if importlib.util.find_spec("ultralytics") is None:
         raise RecipeError(NEEDED)
     return importlib.import_module(module)
+
+
+@contextmanager
+def quiet(silent: bool) -> Iterator[None]:
+    """Let ultralytics say only what went wrong, where silence is wanted."""
+    logger = needed("ultralytics.utils").LOGGER
+    before = logger.level
+    logger.setLevel(logging.ERROR if silent else before)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @cache
@@ -107,7 +124,7 @@ def _file(name: str) -> str:
     return str(shipped) if shipped.is_file() else name
 
 
-def open_detector(name: str, classes: int | None = None, channels: int | None = None) -> Any:
+def open_detector(name: str, classes: int | None = None, channels: int | None = None, weights: bool = True) -> Any:
     """Return the ultralytics object of a name.
 
     Args:
@@ -115,6 +132,7 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
             `surgeon.save` wrote.
         classes: Of the head of a model built from a yaml; left out, what the yaml says.
         channels: Of its images, likewise.
+        weights: False fetches none where a yaml names some (a backbone of torchvision's); enough to locate and plan.
 
     Raises:
         RecipeError: When there is no such model, or it cannot be built.
@@ -128,9 +146,10 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
     if Path(file).is_dir() or is_checkpoint(Path(file)):
         return surgeon.load(file)
     try:
-        model = (ultralytics.RTDETR if _is_rtdetr(file) else ultralytics.YOLO)(file)
-        if not file.endswith(".pt"):
-            _fit(model, classes, channels)
+        if file.endswith(".pt"):
+            return ultralytics.YOLO(file)
+        model = _from_yaml(file, weights)
+        _fit(model, classes, channels)
     except SurgeonError:
         raise
     except Exception as error:  # ultralytics has no error class of its own: whatever a yaml or a download can cause
@@ -138,11 +157,16 @@ def open_detector(name: str, classes: int | None = None, channels: int | None = 
     return model
 
 
-def _is_rtdetr(file: str) -> bool:
-    """Whether a yaml ends in an RT-DETR's decoder; of a ``.pt`` file ``YOLO`` finds out itself."""
-    if file.endswith(".pt"):
-        return False
-    return "RTDETR" in str(needed("ultralytics.nn.tasks").yaml_model_load(file)["head"][-1][2])
+def _from_yaml(file: str, weights: bool) -> Any:
+    """Build an object from a yaml; without fetching weights, from a copy of it that names none."""
+    read, ultralytics = needed("ultralytics.nn.tasks").yaml_model_load(file), needed()
+    build = ultralytics.RTDETR if "RTDETR" in str(read["head"][-1][2]) else ultralytics.YOLO
+    if weights or without_weights(read) == read:
+        return build(file)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / Path(file).name
+        bare.write_text(yaml.safe_dump(without_weights(read)), encoding="utf-8")
+        return build(str(bare))
 
 
 def _fit(model: Any, classes: int | None, channels: int | None) -> None:

@@ -18,8 +18,8 @@ from torch import nn
 from recipes.build import build, check_name
 from recipes.data import batch, open_source
 from recipes.data_schema import PREFIXES, SPECIAL_DATASETS
-from recipes.detect import images, open_data, quiet
-from recipes.detectors import YAML, is_data_yaml, is_detector, names
+from recipes.detect import images, open_data
+from recipes.detectors import YAML, is_data_yaml, is_detector, names, open_detector, quiet
 from recipes.loading import load, parse, shipped
 from recipes.schema import DetectorRecipe, RecipeFile
 from surgeon.errors import RecipeError
@@ -35,7 +35,8 @@ def open_model(name: str, weights: bool = True, **settings: Any) -> nn.Module:
     Args:
         name: A folder saved by `surgeon.save`, a recipe file whose ``model:`` counts, a timm name, or a detector's
             yaml or ``.pt`` file.
-        weights: False builds a timm model on the meta device, enough for locating and planning.
+        weights: False builds a timm model on the meta device, and fetches no weights for a detector's yaml: enough
+            for locating and planning.
         settings: Keys of ``model:`` for a timm name, such as ``pretrained`` or ``checkpoint``.
 
     Raises:
@@ -50,7 +51,10 @@ def open_model(name: str, weights: bool = True, **settings: Any) -> nn.Module:
     if given and "timm" not in section:
         raise RecipeError(f"{name} says itself where its weights come from; take out {', '.join(given)}")
     recipe = parse({"name": "model", "model": {**section, **given}}, name)
-    if weights or recipe.model.timm is None:
+    if recipe.model.yolo is not None:
+        with quiet(True):  # whatever is printed, JSON perhaps, is the command's
+            return open_detector(recipe.model.yolo, weights=weights)  # type: ignore[no-any-return]
+    if weights or recipe.model.folder is not None:
         return build(recipe)
     with torch.device("meta"):
         bare = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})

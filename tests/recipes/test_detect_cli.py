@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("ultralytics")
 
@@ -47,6 +48,22 @@ def test_locate_and_plan(capsys: pytest.CaptureFixture[str], here: Path, name: s
     code, out, _ = call(capsys, "plan", name, "spd", "--json")
     found = json.loads(out)
     assert code == 0 and [change["path"] for change in found["changes"]] == [f"model.{i}.conv" for i in (0, 1, 3)]
+
+
+def test_nothing_is_fetched_or_printed_beside(
+    capsys: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: Any, **__: Any) -> None:
+        raise OSError("weights were asked for")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fetch)
+    torch_vision = [-1, 1, "TorchVision", [512, "resnet18", "DEFAULT", True, 2, False]]
+    layers = {"nc": 3, "scales": {"n": [1, 1, 1024], "s": [1, 1, 1024]}, "backbone": [torch_vision]}
+    (here / "fetching.yaml").write_text(yaml.safe_dump({**layers, "head": [[-1, 1, "Classify", ["nc"]]]}))
+    code, out, _ = call(capsys, "locate", "fetching.yaml", "--input-size", "64", "--json")
+    assert code == 0 and json.loads(out)["sites"]
+    code, _, err = call(capsys, "apply", "fetching.yaml", "spd", "--out", "x")  # control
+    assert code == 2 and "ultralytics cannot open 'fetching.yaml': weights were asked for" in err
 
 
 def test_a_shipped_recipe_on_a_named_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import recipes
 import surgeon
 from recipes import detect
 from recipes.detectors import ZOO, open_detector
+from recipes.detectors import quiet as silent
 from recipes.running import Run
 from surgeon import LoadError, RecipeError
 from tests.recipes.detecting import STILL, TRAIN, both, content, same, weights
@@ -122,8 +123,13 @@ def test_a_detector_of_your_own_keeps_its_weights(place: Path, quiet: Console, t
     (row,) = recipes.run(recipe, tmp_path / "run", console=quiet).rows
     assert same(weights(tmp_path / "run" / "weights"), weights(tmp_path / "mine.pt"))
     assert row["surgery"] == "spd" and {"map50_95", "map50_95_before"} <= set(row)
+    trained = tmp_path / "run" / "training" / "weights" / "best.pt"
+    only = content(place, model={"yolo": str(trained)}, surgery=[], train=None)
+    (again,) = recipes.run(only, tmp_path / "only", console=quiet).rows
+    assert again["macs"] == row["macs"] and "map50_95" in again  # at the 64 pixels it was trained on
     other = content(place, model={"yolo": str(place / "small.yaml")}, surgery=[], train=None, data=None)
-    assert "map50_95" not in recipes.run(other, tmp_path / "other", console=quiet).rows[0]
+    (bare,) = recipes.run(other, tmp_path / "other", console=quiet).rows
+    assert "map50_95" not in bare and bare["macs"] > row["macs"]  # at ultralytics' 640
 
 
 def test_a_transformer_with_convs(place: Path, quiet: Console, tmp_path: Path) -> None:
@@ -211,7 +217,7 @@ def test_rows_of_ultralytics(tmp_path: Path) -> None:
 
 
 def test_images_are_those_ultralytics_validates_on(place: Path) -> None:
-    with detect.quiet(True):
+    with silent(True):
         found = detect.open_data(recipes.parse(content(place)).data, place)
         batches = list(detect.images(found, 96, 3))
     assert [tuple(batch.shape) for batch in batches] == [(3, 3, 96, 96), (1, 3, 96, 96)]
