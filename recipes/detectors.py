@@ -175,7 +175,7 @@ def _fit(model: Any, classes: int | None, channels: int | None) -> None:
     changed = {key: value for key, value in wanted.items() if value is not None and structure.get(key) != value}
     if changed == {"channels": 3} or not changed:
         return
-    fresh = type(model.model)({**structure, **changed}, nc=classes or structure["nc"], verbose=False)
+    fresh = type(model.model)({**structure, **changed}, nc=classes or structure.get("nc"), verbose=False)
     fresh.args, fresh.task = model.model.args, model.task
     model.model = fresh
 
