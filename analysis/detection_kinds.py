@@ -54,9 +54,11 @@ def flat(images: Sequence[Image], what: str, scored: bool) -> Boxed:
 
 def _checked(one: Image, where: str, scored: bool) -> tuple[Floats, Integers, Floats]:
     keys = ("boxes", "labels", "scores") if scored else ("boxes", "labels")
+    if not isinstance(one, Mapping):
+        raise AnalysisError(f"{where} is a {type(one).__name__}; give a dict with {', '.join(keys)}")
     if missing := [key for key in keys if key not in one]:
         raise AnalysisError(f"{where} has no '{missing[0]}'; give a dict with {', '.join(keys)}")
-    boxes, labels, *rest = (_array(one[key]) for key in keys)
+    boxes, labels, *rest = (_array(one[key], f"{where}['{key}']") for key in keys)
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     lengths = [len(boxes), labels.size, *(scores.size for scores in rest)]
     if boxes.ndim != 2 or boxes.shape[1] != 4 or len(set(lengths)) > 1:
@@ -69,8 +71,11 @@ def _checked(one: Image, where: str, scored: bool) -> tuple[Floats, Integers, Fl
     return boxes, labels.reshape(-1).astype(np.int64), rest[0].reshape(-1) if rest else np.zeros(len(boxes))
 
 
-def _array(values: Any) -> Floats:
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+def _array(values: Any, where: str) -> Floats:
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise AnalysisError(f"{where} is no array of numbers ({error}); give a tensor, an array or lists") from None
 
 
 def top_n(found: Boxed, there: Boxed, classes: int) -> Integers:

@@ -103,7 +103,7 @@ def _groups(names: Mapping[int, str], similar: Any) -> list[list[int]]:
     if isinstance(similar, Mapping):
         indices = {index: place for place, index in enumerate(names)}
         return [[_place(member, key, places | indices) for member in group] for key, group in similar.items()]
-    if similar not in SHIPPED:
+    if not isinstance(similar, str) or similar not in SHIPPED:
         raise AnalysisError(f"similar={similar!r} is unknown; write 'voc', 'coco', or sets such as {{'pets': [...]}}")
     groups = [[places[name] for name in group if name in places] for group in SHIPPED[similar][0].values()]
     if not any(groups):
