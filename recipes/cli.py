@@ -82,17 +82,34 @@ def _open(name: str, weights: bool = True, **settings: Any) -> nn.Module:
     return open_model(name, weights, **settings)
 
 
-@command(examples="surgeon demo | surgeon demo --quick --out /tmp/demo")
+@command(examples="surgeon demo | surgeon demo --quick --out /tmp/demo | surgeon demo --detector --seed 1")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("surgeon-demo"), quick: Quick = False
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: surgeon-demo, surgeon-demo-detector.")
+    ] = None,
+    quick: Quick = False,
+    detector: Annotated[
+        bool, typer.Option("--detector", help="Detect small digits instead: minutes; needs ultralytics.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --detector: of weights and batches. Default: 0.")
+    ] = None,
 ) -> None:
     """Show the whole idea on real digits: train, operate, compare.
 
-    Takes about a minute and writes a folder with weights, metrics, the table of changes and a figure.
+    Takes about a minute (detectors: under ten) and writes a folder with weights, metrics, the table of changes and a
+    figure.
     """
-    from recipes.demo import demonstrate
+    from recipes import demo as classifiers
+    from recipes import demo_detector as detectors
+    from surgeon.errors import RecipeError
 
-    demonstrate(out, quick=quick)
+    if detector:
+        detectors.demonstrate(out or "surgeon-demo-detector", quick=quick, seed=seed or 0)
+    elif seed is not None:
+        raise RecipeError(f"--seed {seed}: the demo of classifiers has one seed; add --detector, or leave it out")
+    else:
+        classifiers.demonstrate(out or "surgeon-demo", quick=quick)
 
 
 @command(examples="surgeon locate resnet50 | surgeon locate vit_base_patch16_224 --input-size 3,224,224 --json")
