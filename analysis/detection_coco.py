@@ -29,15 +29,12 @@ class CocoScores:
     """
 
     def __init__(self, found: Detections) -> None:
-        try:
-            from faster_coco_eval import COCO, COCOeval_faster
-        except ImportError as error:
-            raise AnalysisError(f"average precision needs faster-coco-eval: {error}; {INSTALL}") from error
+        package = coco_eval()
         if not found.images:
             raise AnalysisError("there is no image to take the average precision of; check the data yaml's split")
-        truth = COCO(_truth(found))
+        truth = package.COCO(_truth(found))
         answers = truth.loadRes(_answers(found))
-        self._evaluator = COCOeval_faster(
+        self._evaluator = package.COCOeval_faster(
             truth, answers, iouType="bbox", separate_eval=True, print_function=lambda *words: None
         )
         self._evaluator.evaluate()
@@ -47,7 +44,7 @@ class CocoScores:
         self.images = len(found.images)
 
     def of(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The averages, in the order of ``METRICS``, of some images (indices, repeated as often as drawn).
+        """The averages, in the order of ``METRICS``, of images drawn: as many indices as images, some repeated.
 
         Not a number where no object has that size. Exactly what the same images, copied, would give.
         """
@@ -66,6 +63,19 @@ class CocoScores:
         generator = np.random.default_rng(seed)
         draws = [self.of(generator.integers(self.images, size=self.images)) for _ in range(count)]
         return np.array(draws).reshape(count, len(METRICS))
+
+
+def coco_eval() -> Any:
+    """Return the package faster_coco_eval.
+
+    Raises:
+        AnalysisError: When it is missing.
+    """
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise AnalysisError(f"average precision needs faster-coco-eval ({error}); {INSTALL}") from error
+    return faster_coco_eval
 
 
 def objects_of_size(targets: list[Boxes]) -> dict[str, int]:

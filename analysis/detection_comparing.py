@@ -6,6 +6,7 @@ Apart from the scores of one net, which it is made of twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from analysis.detection_coco import METRICS, interval
 from analysis.detection_latency import latencies
-from analysis.detection_running import check_detector, detect
-from analysis.detection_scores import BLUE, DetectionScores, about_intervals, bars, dress, nothing
-from analysis.result import Result, Row
+from analysis.detection_running import detect
+from analysis.detection_scores import BLUE, DetectionScores, about_intervals, bars, check_scorable, dress, nothing
+from analysis.result import Result, Row, two_names
 from surgeon.errors import AnalysisError
 
 ORANGE, GREY = "#D55E00", "#999999"  # of Okabe and Ito
 APART, TIED = ("higher", "lower"), "cannot be told apart"
+COLUMNS = ("metric", "difference", "low_95", "high_95", "objects", "verdict")
 
 
 class DetectionComparison(Result):
@@ -31,7 +33,7 @@ class DetectionComparison(Result):
     """
 
     def __init__(self, first: DetectionScores, second: DetectionScores, labels: tuple[str, str]) -> None:
-        self.first, self.second, self.labels = first, second, labels
+        self.first, self.second, self.labels = first, second, two_names(labels, COLUMNS)
         self._check()
         self._draws = second.draws - first.draws
         rows = [self._row(key, self._draws[:, i]) for i, key in enumerate(METRICS)]
@@ -41,16 +43,17 @@ class DetectionComparison(Result):
 
     def _check(self) -> None:
         one, two = self.first.found, self.second.found
-        if len(set(self.labels)) < 2:
-            raise AnalysisError(f"both nets are called '{self.labels[0]}'; give two labels")
-        same = one.images == two.images and all(
-            len(a["labels"]) == len(b["labels"]) and np.array_equal(a["boxes"], b["boxes"])
+        same = (one.images, one.names) == (two.images, two.names) and all(
+            np.array_equal(a[key], b[key])
             for a, b in zip(one.targets, two.targets, strict=True)
+            for key in ("boxes", "labels")
         )
-        if not same or self.first.draws.shape != self.second.draws.shape:
+        draws = [(len(scores.draws), scores.seed) for scores in (self.first, self.second)]
+        if not same or draws[0] != draws[1]:
             raise AnalysisError(
-                f"the nets were run on different images ({len(one.images)} and {len(two.images)}) or resampled "
-                "differently; run both on one data set with the same settings"
+                f"the nets were run on different images or objects ({len(one.images)} and {len(two.images)} images) or "
+                f"resampled differently ({draws[0][0]} draws from seed {draws[0][1]}, {draws[1][0]} from "
+                f"{draws[1][1]}); run both on one data set with the same settings"
             )
 
     def _row(self, key: str, draws: NDArray[np.float64]) -> Row:
@@ -111,7 +114,7 @@ class DetectionComparison(Result):
 def compare_detection(
     a: Any,
     b: Any,
-    data: str,
+    data: str | Path,
     *,
     imgsz: int = 640,
     batch: int = 16,
@@ -150,7 +153,7 @@ def compare_detection(
         ``objects`` and ``verdict``: higher, lower, or cannot be told apart.
 
     Raises:
-        AnalysisError: As :func:`analysis.detection`.
+        AnalysisError: As :func:`analysis.detection`, and when the labels are not two different names.
 
     Example:
         >>> compare_detection("a.pt", "b.pt", "coco8.yaml")
@@ -158,8 +161,9 @@ def compare_detection(
         ...
         surgeon.errors.AnalysisError: detection needs a YOLO or RTDETR object, found str; ...
     """
+    two_names(labels, COLUMNS)
     for model in (a, b):
-        check_detector(model)
+        check_scorable(model)
     settings = {"imgsz": imgsz, "batch": batch, "conf": conf, "max_det": max_det, "device": device, "split": split}
     found = [detect(model, data, **settings) for model in (a, b)]  # type: ignore[arg-type]
     times = latencies([a, b], imgsz, device) if latency else [None, None]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.detection_kinds import KINDS, Boxed, Image, Judged, flat, kinds_of
 from analysis.detection_samples import Net, Picture, write_samples
 from analysis.detection_similar import Sets, class_names, similarity
-from analysis.result import Result, Row
+from analysis.result import Result, Row, two_names
 from surgeon.errors import AnalysisError
 
 COLOURS = dict(zip(KINDS, ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00"), strict=True))  # Okabe and Ito
@@ -108,7 +108,7 @@ class ErrorsBeside(Result):
     """Errors of two nets on the same images: the mean share of each kind, and the difference in points."""
 
     def __init__(self, first: DetectionErrors, second: DetectionErrors, labels: tuple[str, str]) -> None:
-        self.first, self.second, self.labels = first, second, labels
+        self.first, self.second, self.labels = first, second, two_names(labels)
         same = [np.array_equal(getattr(first.there, k), getattr(second.there, k)) for k in ("image", "boxes", "labels")]
         if not all(same) or first.images != second.images or first.names != second.names:
             raise AnalysisError(

@@ -6,6 +6,7 @@ Apart from the scores, which are the same on every machine.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: in
 
     Args:
         models: Ultralytics objects; copies are fused and timed.
-        imgsz: Height and width of the image in pixels.
+        imgsz: Height and width of the image in pixels, rounded up to a multiple of the largest stride as in validation.
         device: As torch names devices; a bare number is a CUDA device.
         rounds: Turns of each model, 0.3 seconds at least each.
 
@@ -34,7 +35,12 @@ def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: in
     """
     place = torch.device(f"cuda:{device}" if str(device).isdigit() else device)
     nets = [_fused(model).to(place) for model in models]
-    images = [torch.rand(1, channels(model), imgsz, imgsz, device=place) for model in models]
+    sides = [side(model, imgsz) for model in models]
+    draw = torch.Generator().manual_seed(0)
+    images = [
+        torch.rand(1, channels(model), one, one, generator=draw).to(place)
+        for model, one in zip(models, sides, strict=True)
+    ]
     runs: list[list[Measurement]] = [[] for _ in nets]
     with torch.inference_mode():
         for _ in range(rounds):
@@ -42,6 +48,12 @@ def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: in
                 timer = Timer("net(image)", globals={"net": net, "image": image}, num_threads=torch.get_num_threads())
                 run.append(timer.blocked_autorange(min_run_time=0.3))
     return [1e3 * float(Measurement.merge(run)[0].median) for run in runs]
+
+
+def side(model: Any, imgsz: int) -> int:
+    """Height and width in pixels of the image an ultralytics object is given for ``imgsz``."""
+    stride = max(int(model.model.stride.max()), 32)  # as ultralytics' AutoBackend
+    return math.ceil(imgsz / stride) * stride
 
 
 def channels(model: Any) -> int:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Detections:
 
 def detect(
     model: Any,
-    data: str,
+    data: str | Path,
     *,
     imgsz: int = 640,
     batch: int = 16,
@@ -70,7 +71,8 @@ def detect(
         them (label files carry six decimals of the side).
 
     Raises:
-        AnalysisError: When a package is missing, the model is no detector, or data and model do not fit.
+        AnalysisError: When a package is missing, the model is no detector, data and model do not fit, or ultralytics
+            cannot run them (no such device, no image).
 
     Example:
         >>> detect("yolo11n.pt", "coco8.yaml")
@@ -88,11 +90,20 @@ def detect(
         try:
             model.val(
                 _collector(model, predictions, targets),
-                **{"data": data, "imgsz": imgsz, "batch": batch, "conf": conf, "max_det": max_det, "device": device},
+                **{
+                    "data": str(data),
+                    "imgsz": imgsz,
+                    "batch": batch,
+                    "conf": conf,
+                    "max_det": max_det,
+                    "device": device,
+                },
                 **{"split": split, "project": folder, "name": "val", "plots": False, "save_json": False},
                 **{"save_txt": False, "verbose": False, "classes": None, "single_cls": False},
             )
             own = {key: float(value) for key, value in model.metrics.results_dict.items()}
+        except (OSError, ValueError, AssertionError) as error:  # no image, no such device, ...
+            raise AnalysisError(f"ultralytics cannot run over {data}: {_words(error)}") from error
         finally:
             model.metrics = kept
     images = sorted(predictions)
@@ -125,6 +136,7 @@ def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Box
     class Collector(base):  # type: ignore[misc, valid-type]
         def init_metrics(self, inner: Any) -> None:
             super().init_metrics(inner)
+            self.args.save_json = False  # for COCO itself ultralytics turns it on, and asks for COCO's own files
             self.labels = {label["im_file"]: label for label in self.dataloader.dataset.labels}
 
         def update_metrics(self, preds: Any, batch: Any) -> None:
@@ -153,7 +165,7 @@ def _targets(label: Mapping[str, Any], shape: tuple[int, int]) -> Boxes:
     return {"boxes": boxes, "labels": np.asarray(label["cls"]).reshape(-1).astype(np.int64)}
 
 
-def data_classes(data: str, split: str) -> dict[int, str]:
+def data_classes(data: str | Path, split: str) -> dict[int, str]:
     """The classes of a data yaml, index to name.
 
     Raises:
@@ -164,17 +176,22 @@ def data_classes(data: str, split: str) -> dict[int, str]:
     except ImportError as error:
         raise AnalysisError(MISSING.format(error)) from error
     try:
-        read = check_det_dataset(data)
+        read = check_det_dataset(str(data))
     except Exception as error:  # ultralytics raises whatever comes
-        words = " ".join(str(error).split())[:300]
-        raise AnalysisError(f"cannot read the data set {data}: {words}; write path, train, val and names") from error
+        raise AnalysisError(
+            f"cannot read the data set {data}: {_words(error)}; name a data yaml with path, train, val and names"
+        ) from error
     if not read.get(split):
         there = ", ".join(key for key in ("train", "val", "test") if read.get(key))
         raise AnalysisError(f"{data} has no split '{split}'; it has {there}")
     return {int(index): str(name) for index, name in read["names"].items()}
 
 
-def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str) -> None:
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str | Path) -> None:
     """Refuse a model of other classes: ultralytics would drop labels, or count foreign classes as wrong."""
     first = {index: own.get(index) for index in names}
     if len(own) < len(names) or (len(own) > len(names) and first != dict(names)):
@@ -186,11 +203,11 @@ def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ultralytics says only what went wrong, and shows no bar."""
+    """Ultralytics warns, of images it leaves out for instance, but reports no progress."""
     from ultralytics.utils import LOGGER
 
     level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
+    LOGGER.setLevel(logging.WARNING)
     try:
         yield
     finally:

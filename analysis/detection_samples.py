@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from analysis.detection_kinds import KINDS, Boxed
 from surgeon.errors import AnalysisError
@@ -111,7 +111,7 @@ def _embedded(picture: Picture, image: int) -> tuple[str, int, int]:
     """A small JPEG as base64, and the width and height of the original."""
     try:
         opened = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture)
-        opened = opened.convert("RGB")
+        opened = ImageOps.exif_transpose(opened).convert("RGB")  # turned upright, as the boxes are
     except (OSError, TypeError, ValueError) as error:
         raise AnalysisError(f"samples: no image {image + 1}: {error}; give paths, or arrays of bytes") from error
     size = opened.size

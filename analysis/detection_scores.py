@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.detection_coco import METRICS, CocoScores, interval, objects_of_size
+from analysis.detection_coco import METRICS, CocoScores, coco_eval, interval, objects_of_size
 from analysis.detection_latency import latencies
 from analysis.detection_running import Detections, check_detector, detect
 from analysis.result import Result, Row
@@ -28,7 +29,7 @@ class DetectionScores(Result):
 
     def __init__(self, found: Detections, resamples: int, seed: int, latency_ms: float | None = None) -> None:
         scores = CocoScores(found)
-        self.found, self.latency_ms = found, latency_ms
+        self.found, self.seed, self.latency_ms = found, seed, latency_ms
         self.draws = scores.resampled(resamples if len(found.images) >= FEWEST else 0, seed)
         self.values = {
             key: None if np.isnan(value) else float(value) for key, value in zip(METRICS, scores.all(), strict=True)
@@ -67,7 +68,7 @@ class DetectionScores(Result):
 
 def detection(
     model: Any,
-    data: str,
+    data: str | Path,
     *,
     imgsz: int = 640,
     batch: int = 16,
@@ -115,11 +116,21 @@ def detection(
         Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312. Deviation: the area of an
         object is that of its box, not of its outline, as YOLO data has boxes; ultralytics does the same.
     """
-    check_detector(model)
+    check_scorable(model)
     settings = {"imgsz": imgsz, "batch": batch, "conf": conf, "max_det": max_det, "device": device, "split": split}
     found = detect(model, data, **settings)  # type: ignore[arg-type]
     time = latencies([model], imgsz, device)[0] if latency else None
     return DetectionScores(found, resamples, seed, time)
+
+
+def check_scorable(model: Any) -> None:
+    """Say what is missing before a net is run, which takes long: a package, or the detector.
+
+    Raises:
+        AnalysisError: As :func:`analysis.detection`.
+    """
+    check_detector(model)
+    coco_eval()
 
 
 def _latency_row(latency_ms: float) -> Row:

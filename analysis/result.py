@@ -19,6 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from surgeon.errors import AnalysisError
 from surgeon.table import table
 
 Row = dict[str, Any]
@@ -90,6 +91,24 @@ class Result(abc.ABC):
         return "\n".join([self.title, table(self._keys(), cells, right=numbers), self.summary])
 
     __repr__ = __str__
+
+
+def two_names(labels: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, str]:
+    """Return the names of two nets, which become columns of a table.
+
+    Raises:
+        AnalysisError: When they are not two different texts, or one is the name of another column.
+
+    Example:
+        >>> two_names(["original", "operated"])
+        ('original', 'operated')
+    """
+    names = () if isinstance(labels, str) else tuple(labels)
+    if len(names) != 2 or not all(isinstance(name, str) and name.strip() for name in names) or names[0] == names[1]:
+        raise AnalysisError(f"labels={labels!r}: the nets need two different names; write ('original', 'operated')")
+    if both := set(names) & set(taken):
+        raise AnalysisError(f"labels={labels!r}: '{both.pop()}' is another column of the table; choose another name")
+    return names[0], names[1]
 
 
 def _text(value: Any) -> str:
