@@ -31,8 +31,8 @@ tests/surgeon/yolo` repeats all of it, every push one yaml of each family. The c
 
 A yaml passes where the operated network computes the same (`spd`: site by site and whole), or answers finite tensors
 of the same shapes (the others); where ultralytics' own `fuse()` keeps that function; where `.i .f .type .np`, `stride`,
-`names`, `yaml` and `task` stay true; and where `undo` is bit-identical. Undoing after `fuse()` is refused: folded norms
-do not come back.
+`names`, `yaml` and `task` stay true; where each new tensor gets a gradient in a training step; and where `undo` is
+bit-identical. Undoing after `fuse()` is refused: folded norms do not come back.
 
 {ops}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from tests.contracts import images, relative, run, site_errors, stir
+from tests.contracts import images, new_tensors, relative, run, site_errors, stir
 from tests.matrix.measure import Measured, Row, decided, kinds, one_trace, ordered
 from tests.surgeon.completeness import differences, witness
 from tests.surgeon.yolo.zoo import build, size_of
@@ -53,8 +53,14 @@ def trials(name: str) -> Row:
     return {op: trial(before, op, size_of(name)) for op in OPS}
 
 
-def trial(before: nn.Module, op: str, size: int) -> Row | None:
-    """Operate on a copy, run it, fuse it, undo it; None where the op rewrites no site.
+def trial(before: nn.Module, op: str, size: int, training: bool = True) -> Row | None:
+    """Operate on a copy, run it, fuse it, take a training step, undo it; None where the op rewrites no site.
+
+    Args:
+        before: A network in float64.
+        op: A key of ``OPS``.
+        size: Of the square images.
+        training: Whether to take the step.
 
     Returns:
         ``sites`` rewritten; the largest relative differences in float64: of an exact op ``error`` (of a site),
@@ -76,7 +82,9 @@ def trial(before: nn.Module, op: str, size: int) -> Row | None:
         }
     else:
         found = {"moved": furthest(old, new), "fused": furthest(new[0], folded[0])}
-    wrong = [*_says_wrong(before, after), *_answers_wrong(old, new), *_undone_wrong(before, after, fused)]
+    wrong = [*_says_wrong(before, after), *_answers_wrong(old, new)]
+    wrong += _learns_wrong(before, after, x) if training else ()
+    wrong += _undone_wrong(before, after, fused)
     rounded = {name: float(f"{value:.1e}") for name, value in found.items()}
     return {"sites": surgeon.record(fused).count("rewritten"), **rounded, "wrong": wrong}
 
@@ -99,6 +107,24 @@ def _answers_wrong(old: list[Tensor], new: list[Tensor]) -> Iterator[str]:
         yield "it answers other shapes"
     if not all(bool(t.isfinite().all()) for t in new):
         yield "it answers values that are not finite"
+
+
+def _learns_wrong(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[str]:
+    """A new tensor gets a gradient, unless the stock layer gets none: a class branch that waits for texts."""
+    stock, learner = learnt(before, x), learnt(after, x)
+    for name in new_tensors(before, after):
+        beside = stock.get(name.rpartition(".")[0] + ".weight")
+        grad = learner[name]
+        if (beside is None or beside.any()) and not (grad.isfinite().all() and grad.any()):
+            yield f"'{name}' learns nothing"
+
+
+def learnt(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The gradient of each parameter in one training step of a copy; zeros where there is none."""
+    learner = copy.deepcopy(model).train()
+    answers = [answer for answer in tensors(learner(x)) if answer.requires_grad]
+    torch.stack([answer.square().mean() for answer in answers]).sum().backward()
+    return {name: torch.zeros(1) if p.grad is None else p.grad for name, p in learner.named_parameters()}
 
 
 def _undone_wrong(before: nn.Module, after: nn.Module, fused: nn.Module) -> Iterator[str]:
