@@ -17,11 +17,19 @@ MODULES = sorted(
     for package in (surgeon, analysis, recipes)
     for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
+NEED_ULTRALYTICS = (  # which is optional
+    "analysis.detection_comparing",
+    "analysis.detection_running",
+    "analysis.detection_scores",
+    "recipes.detectors",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if name in NEED_ULTRALYTICS:
+        pytest.importorskip("ultralytics")
     with contextlib.suppress(ImportError):
         importlib.import_module("ultralytics")  # says where its settings lie when it is first imported
     tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
@@ -30,6 +38,10 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for test in tests:
         runner.run(test, out=failures.append)
     assert runner.failures == 0, "".join(failures)
+
+
+def test_modules_that_need_ultralytics_exist() -> None:
+    assert set(NEED_ULTRALYTICS) < set(MODULES)
 
 
 def test_the_verbs_and_layers_have_examples() -> None:
