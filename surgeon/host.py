@@ -29,8 +29,8 @@ class Host:
     Args:
         inner: The module inside an object; None where the object is not its kind.
         size: (H, W) a module of the library is made for; None where it is not its kind.
-        operated: Told of an object whose module was operated.
-        restored: Told of an object whose module is as it was again.
+        operated: Told of an object, or a module of the library by itself, that was operated.
+        restored: Told of one that is as it was again.
         around: An object like the one given around another module.
         grid: Pixels that divide the sides of every image a module of the library gets, where the library's own code
             fuses and exports modules, and knows plain convs only; None where it is not its kind.
@@ -61,6 +61,23 @@ def register_host(host: Host) -> None:
 def host_of(model: Any) -> Host | None:
     """The host of an object that holds a module; None for a module as such."""
     return next((host for host in _hosts if host.inner(model) is not None), None)
+
+
+def tell_operated(model: Any) -> None:
+    """Tell the library that ``model``, an object or a module of its own, was operated."""
+    if (host := _library(model)) is not None:
+        host.operated(model)
+
+
+def tell_restored(model: Any) -> None:
+    """Tell the library that ``model``, an object or a module of its own, is as it was before surgery."""
+    if (host := _library(model)) is not None:
+        host.restored(model)
+
+
+def _library(model: Any) -> Host | None:
+    of_module = (host for host in _hosts if isinstance(model, nn.Module) and host.size(model) is not None)
+    return host_of(model) or next(of_module, None)
 
 
 def grid_of(module: nn.Module) -> int | None:

@@ -24,7 +24,7 @@ from surgeon.building import (
 )
 from surgeon.change import Record
 from surgeon.errors import LoadError, SurgeonError
-from surgeon.host import unwrap
+from surgeon.host import tell_operated, unwrap
 from surgeon.ledger import Ledger
 from surgeon.manifest import damaged, read_manifest, same_versions, version_hint
 from surgeon.randomness import generators_kept
@@ -54,10 +54,15 @@ def load(path: str | Path, model: nn.Module | None = None, device: str | torch.d
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise LoadError(f"{path}: cannot load to device {device!r}: {str(error).splitlines()[0]}") from error
+    if not path.exists():
+        raise LoadError(f"there is no file or folder {path}; name what surgeon.save or the object's own save wrote")
     saved = read_checkpoint(path) if path.is_file() else _read_folder(path)
     base = rebuild(path, saved, model).to(device).eval()
+    if model is not None:
+        tell_operated(model)
+        return model
     builder: Builder | None = saved.manifest["builder"]
-    if builder is None or model is not None:
+    if builder is None:
         return base
     return library_of(builder)[1].dress(base, builder, path, saved.more)
 

@@ -46,6 +46,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         8
     """
     module, folder = unwrap(model), Path(folder).expanduser()
+    _insist_not_lowered(Ledger.of(model))
     if folder.exists() and not folder.is_dir():
         raise SurgeonError(f"cannot save to {folder}: it is a file; name a folder")
     tensors, manifest = contents(module)
@@ -76,8 +77,7 @@ def contents(module: nn.Module, originals: bool = True) -> tuple[dict[str, dict[
         SurgeonError: As :func:`save`.
     """
     ledger = Ledger.of(module)
-    if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
-        raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
+    _insist_not_lowered(ledger)
     tensors = values_of(module)
     keep = originals and ledger is not None and ledger.log is not None
     before = _undone(module) if keep else None if ledger else module
@@ -99,6 +99,11 @@ def contents(module: nn.Module, originals: bool = True) -> tuple[dict[str, dict[
         "frozen_before": _frozen(before) if before is not None else [],
     }
     return tensors, manifest
+
+
+def _insist_not_lowered(ledger: Ledger | None) -> None:
+    if ledger is not None and any(change.op == "lower" for change in ledger.record.changes):
+        raise SurgeonError("cannot save a lowered model: save the one it was made from; lower() is quick to repeat")
 
 
 def values_of(module: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.change import Record
 from surgeon.edit import perform, revert
 from surgeon.errors import RefusedError
-from surgeon.host import InputSize, host_of, unwrap
+from surgeon.host import InputSize, tell_operated, tell_restored, unwrap
 from surgeon.ledger import Ledger
 from surgeon.optimizers import check_optimizer, exchange_parameters
 from surgeon.planning import plan_recipe
@@ -86,8 +86,7 @@ def apply(
             put_back()
         revert(module, log)
         raise
-    if (host := host_of(model)) is not None:
-        host.operated(model)
+    tell_operated(model)
     return model
 
 
@@ -121,9 +120,10 @@ def undo(model: nn.Module) -> nn.Module:
     """
     module = unwrap(model)
     ledger = Ledger.of(module)
+    if ledger is None and Ledger.of(model) is not None:
+        raise RefusedError("cannot undo a lowered copy: undo the model it was made from")
     if ledger is None:
         raise RefusedError(f"nothing to undo: {type(module).__name__} was not operated")
     ledger.take_back(module)
-    if (host := host_of(model)) is not None:
-        host.restored(model)
+    tell_restored(model)
     return model

@@ -13,6 +13,7 @@ import os
 import pickle
 import time
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,13 @@ def replace_file(path: Path, data: bytes) -> None:
 def sweep(folder: Path, keep: set[str]) -> None:
     """Remove the tensors of an older model, and old drafts of killed processes; what cannot be removed does no harm."""
     older = [f for stem in STEMS for f in folder.glob(f"{stem}-????????????.safetensors") if f.name not in keep]
-    drafts = [f for stem in (*STEMS, MANIFEST) for f in folder.glob(f".{stem}*.*")]
     for file in older:
         with suppress(OSError):
             file.unlink()
+    _sweep_drafts(f for stem in (*STEMS, MANIFEST) for f in folder.glob(f".{stem}*.*"))
+
+
+def _sweep_drafts(drafts: Iterable[Path]) -> None:
     for file in drafts:
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > DRAFT_SECONDS:
@@ -106,6 +110,7 @@ def read_tensors(folder: Path, manifest: dict[str, Any], stem: str) -> dict[str,
 
 def write_checkpoint(path: Path, saved: Saved) -> None:
     """Write one file that holds ``saved``, replacing an older one in one step."""
+    _sweep_drafts(path.parent.glob(f".{path.name}.*"))
     buffer = io.BytesIO()
     torch.save({**saved.more, KEYS[0]: json.dumps({**saved.manifest, "files": {}}), KEYS[1]: saved.tensors}, buffer)
     replace_file(path, buffer.getvalue())
@@ -133,6 +138,9 @@ def read_checkpoint(path: Path) -> Saved:
             "surgeon.save, or open an ordinary ultralytics checkpoint by YOLO(path)"
         )
     try:
+        with zipfile.ZipFile(path) as file:
+            if changed := file.testzip():  # torch does not look at the sums
+                raise LoadError(f"{path} is damaged: the sum of its part {changed} is another; restore it from a copy")
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise LoadError(f"{path} is damaged: {str(error).splitlines()[0]}; restore it from a copy") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from timm.layers import BlurPool2d, register_notrace_module
 from torch import Tensor, nn
@@ -54,8 +55,10 @@ class Blur2d(BlurPool2d):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """Pad, then one depthwise conv."""
         pads = [self._pads(window, size) for window, size in zip(self.windows, x.shape[2:], strict=True)]
-        x = extend(x, pads, self.pad_mode)
         channels, side = x.shape[1], self.filt_size
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            channels = int(channels)  # the exporter to ONNX asks for a kernel of known shape
+        x = extend(x, pads, self.pad_mode)
         weight = self.filt.to(x.dtype).expand(channels, 1, side, side)
         return F.conv2d(x, weight, stride=self.stride, groups=channels)
 

@@ -25,7 +25,7 @@ def round_half_away(offset: Tensor) -> Tensor:
         >>> round_half_away(torch.tensor([0.5, -1.5, 0.49999997, 2.0])).tolist()
         [1.0, -2.0, 0.0, 2.0]
     """
-    whole = offset.trunc()
+    whole = torch.where(offset < 0, offset.ceil(), offset.floor())  # ONNX has no trunc
     return whole + offset.sign() * ((offset - whole).abs() >= 0.5)
 
 

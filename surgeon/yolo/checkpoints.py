@@ -21,6 +21,7 @@ from surgeon.errors import SurgeonError
 from surgeon.loading import rebuild
 from surgeon.persistence import contents, values_of
 from surgeon.storage import Saved, is_checkpoint, read_checkpoint, write_checkpoint
+from surgeon.yolo.guarding import stand_guard
 
 Opened = tuple[nn.Module, dict[str, Any]]
 STRIPPED = ("optimizer", "best_fitness", "stopper", "updates", "scaler")
@@ -149,7 +150,8 @@ def _load_checkpoint(stock: Any) -> Any:
             found: Opened = stock(weight, device, inplace, fuse)
             return found
         saved = read_checkpoint(Path(str(weight)))
-        network, rest = read_as_ultralytics(rebuild(Path(str(weight)), saved), str(weight), saved.more)
+        network, rest = read_as_ultralytics(rebuild(Path(str(weight)), saved).float(), str(weight), saved.more)
+        stand_guard(network)  # whoever it was handed to
         module: Any = network.fuse(verbose=False) if fuse else network  # type: ignore[operator]
         for part in module.modules():
             if hasattr(part, "inplace"):

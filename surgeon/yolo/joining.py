@@ -6,6 +6,7 @@ Nothing here imports ultralytics before one of its objects, or a file that names
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from surgeon.building import LIBRARIES, Builder, Library
 from surgeon.derived import own_class
 from surgeon.errors import LoadError, RefusedError
 from surgeon.host import Host, register_host
+from surgeon.yolo.guarding import stand_down, stand_guard
 
 DEFAULT_SIZE, DEFAULT_STRIDE = 640, 32  # ultralytics' own
 MISSING = "ultralytics is not installed: pip install 'cnn-surgeon[yolo]'"
@@ -51,6 +53,22 @@ def inner(thing: Any) -> nn.Module | None:
     return thing.model
 
 
+def holders(network: nn.Module) -> list[Any]:
+    """Ultralytics' objects around ``network``, which itself does not know them; found among all that Python tracks.
+
+    They would train without the surgery, from their yaml, if nobody told them.
+    """
+    ours: dict[type, bool] = {}
+
+    def holds(thing: Any) -> bool:
+        kind = type(thing)
+        if kind not in ours:
+            ours[kind] = is_object(thing)
+        return ours[kind] and thing.__dict__.get("_modules", {}).get("model") is network
+
+    return [thing for thing in gc.get_objects() if holds(thing)]
+
+
 def image_size(module: nn.Module) -> tuple[int, int] | None:
     """The ``imgsz`` a network of ultralytics' was made or trained for; None where it is none."""
     if not is_network(module):
@@ -71,10 +89,11 @@ def grid(module: nn.Module) -> int | None:
 
 def candidates(module: nn.Module) -> Iterator[Builder]:
     """The class and yaml a network of ultralytics' says it was built from."""
-    if is_network(module) and isinstance(getattr(module, "yaml", None), dict):
+    yaml: Any = getattr(module, "yaml", None)
+    if is_network(module) and isinstance(yaml, dict):
         drop = [m.p for m in module.modules() if isinstance(m, nn.Dropout)]
         arguments = {
-            "cfg": module.yaml,
+            "cfg": dict(yaml),
             "task": getattr(module, "task", None),
             "names": {str(number): name for number, name in getattr(module, "names", {}).items()},
             "class_width": class_width(module),
@@ -147,16 +166,30 @@ def dress(module: nn.Module, builder: Builder, path: Path, more: dict[str, Any])
 
 
 def operated(thing: Any) -> None:
-    """Let an object train, save and load with its surgery."""
-    from surgeon.yolo.objects import keep_surgery
+    """Let an object train, save and load with its surgery; a training before it is not resumed."""
+    if is_network(thing):
+        owners = holders(thing)
+        for owner in owners:
+            operated(owner)
+        if not owners:
+            stand_guard(thing)
+        return
+    from surgeon.yolo.objects import forget_training, keep_surgery
 
+    forget_training(thing)
     keep_surgery(thing)
 
 
 def restored(thing: Any) -> None:
     """Make it ultralytics' plain object again."""
-    from surgeon.yolo.objects import forget_surgery
+    if is_network(thing):
+        stand_down(thing)
+        for owner in holders(thing):
+            restored(owner)
+        return
+    from surgeon.yolo.objects import forget_surgery, forget_training
 
+    forget_training(thing)
     forget_surgery(thing)
 
 

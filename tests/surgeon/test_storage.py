@@ -89,9 +89,13 @@ def test_a_field_of_another_kind_is_named(field: tuple[str, ...], value: Any, tm
 
 def test_no_folder_of_ours(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
-    for path in ("model.pt", "nowhere"):
-        words = rf"{path} (holds no recipe\.json|is a file, and no whole checkpoint of an operated detector); name a folder"
-        with pytest.raises(surgeon.LoadError, match=words):
+    (tmp_path / "empty").mkdir()
+    for path, words in {
+        "model.pt": "is a file, and no whole checkpoint of an operated detector; name a folder",
+        "empty": r"holds no recipe\.json; name a folder",
+        "nowhere": "name what surgeon.save",
+    }.items():
+        with pytest.raises(surgeon.LoadError, match=rf"{path}[^;]*{words}|no file or folder .*{path}; {words}"):
             surgeon.load(tmp_path / path)
 
 

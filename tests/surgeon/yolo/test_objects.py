@@ -100,12 +100,12 @@ def test_copies_and_pickles_are_operated_objects(yolo: Any) -> None:
         assert surgeon.record(yolo).count("rewritten") == 3
 
 
-@pytest.mark.parametrize("verb", ["train", "save", "load", "tune"])
+@pytest.mark.parametrize("verb", ["train", "save", "load", "tune", "reset_weights"])
 def test_an_object_around_an_operated_one_is_refused_in_words(yolo: Any, verb: str) -> None:
     surgeon.apply(yolo, "spd", 64)
     twin = ultralytics.YOLO(yolo)
     with pytest.raises(surgeon.RefusedError, match=rf"cannot {verb}: this object shares an operated network"):
-        getattr(twin, verb)()
+        getattr(twin, verb)(name="run")
     assert torch.equal(outputs(twin), outputs(yolo))  # what needs no rebuilding works
     surgeon.undo(yolo)
     assert verb not in yolo.__dict__
@@ -159,3 +159,85 @@ def test_features_of_ultralytics_that_train_nothing(yolo: Any, capfd: pytest.Cap
     assert yolo.fuse() is yolo and not any(isinstance(m, torch.nn.BatchNorm2d) for m in yolo.model.modules())
     torch.testing.assert_close(outputs(yolo), before, rtol=1e-3, atol=1e-3)
     assert surgeon.record(yolo).count("rewritten") == 3
+
+
+def test_weights_are_not_reset_by_halves(yolo: Any) -> None:
+    before = outputs(surgeon.apply(yolo, "spd", 64))
+    with pytest.raises(surgeon.RefusedError, match=r"surgeon\.undo it, reset_weights\(\), and apply again"):
+        yolo.reset_weights()
+    assert torch.equal(outputs(yolo), before)
+
+
+def test_weights_come_as_a_dict_too_and_from_the_same_surgery_only(yolo: Any, tmp_path: Path) -> None:
+    other = stirred(network(tmp_path))
+    with torch.no_grad():
+        other.model.model[0].conv.weight.mul_(2)
+    expected = outputs(other)
+    surgeon.apply(yolo, "spd", 64).load({"model": other.model})
+    torch.testing.assert_close(outputs(yolo), expected, rtol=1e-4, atol=1e-4)
+    surgeon.apply(other, {"spd": {"kernel": "minimal"}}, 64).save(tmp_path / "other.pt")
+    with pytest.raises(surgeon.RefusedError, match=r"was operated by .*minimal.*, this object by"):
+        yolo.load(tmp_path / "other.pt")
+    torch.testing.assert_close(outputs(yolo), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_object_around_an_operated_network_is_told(yolo: Any, tmp_path: Path) -> None:
+    surgeon.apply(yolo.model, "spd", 64)
+    yolo.save(tmp_path / "mine.pt")
+    assert surgeon.record(surgeon.load(tmp_path / "mine.pt")).count("rewritten") == 3
+    surgeon.undo(yolo.model)
+    assert type(yolo) is ultralytics.YOLO
+
+
+def test_a_network_alone_does_not_lose_its_surgery_without_a_word(tmp_path: Path) -> None:
+    alone = stirred(network(tmp_path)).model
+    before = dict(alone.yaml)
+    surgeon.apply(alone, "spd", 64)
+    twin = copy.deepcopy(alone)
+    assert surgeon.record(twin).count("rewritten") == 3 and twin.yaml == alone.yaml == before
+    with pytest.raises(surgeon.RefusedError, match=r"cannot pickle .* write it by surgeon\.save"):
+        torch.save({"model": alone}, tmp_path / "never.pt")
+    with pytest.raises(surgeon.RefusedError, match=r"built anew from its yaml.*surgeon\.apply\(yolo"):
+        ultralytics.nn.tasks.DetectionModel(alone.yaml, verbose=False)
+    assert surgeon.record(surgeon.load(surgeon.save(alone, tmp_path / "mine"))).count("rewritten") == 3
+    assert type(surgeon.undo(twin).yaml) is dict
+
+
+def test_a_given_object_is_operated_as_what_was_saved(yolo: Any, tmp_path: Path) -> None:
+    surgeon.apply(yolo, "spd", 64).save(tmp_path / "mine.pt")
+    for path in (surgeon.save(yolo, tmp_path / "mine"), tmp_path / "mine.pt"):
+        given = stirred(network(tmp_path, name="given.yaml"))
+        assert surgeon.load(path, given) is given
+        assert torch.equal(outputs(given), outputs(yolo))
+        with pytest.raises(surgeon.RefusedError, match=r"surgeon\.undo it"):
+            given.reset_weights()  # it is an operated object
+
+
+@pytest.mark.parametrize("name", ["mine.ckpt", ".", "folder.pt"])
+def test_only_files_that_ultralytics_knows_are_written(yolo: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(surgeon.RefusedError, match=r"name a file that ends in \.pt"):
+        surgeon.apply(yolo, "spd", 64).save(tmp_path / name)
+
+
+def test_a_link_stays_a_link(yolo: Any, tmp_path: Path) -> None:
+    (tmp_path / "link.pt").symlink_to(tmp_path / "target.pt")
+    surgeon.apply(yolo, "spd", 64).save(tmp_path / "link.pt")
+    assert (tmp_path / "link.pt").is_symlink() and surgeon.load(tmp_path / "target.pt")
+
+
+def test_a_changed_byte_is_seen(yolo: Any, tmp_path: Path) -> None:
+    surgeon.apply(yolo, "spd", 64).save(tmp_path / "mine.pt")
+    data = bytearray((tmp_path / "mine.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "mine.pt").write_bytes(data)
+    with pytest.raises(surgeon.LoadError, match="damaged"):
+        surgeon.load(tmp_path / "mine.pt")
+
+
+def test_a_fused_object_says_what_it_cannot(yolo: Any, tmp_path: Path) -> None:
+    surgeon.apply(yolo, "spd", 64).fuse()
+    with pytest.raises(surgeon.RefusedError, match="save it before fuse"):
+        yolo.save(tmp_path / "never.pt")
+    with pytest.raises(surgeon.RefusedError, match="cannot train a fused network"):
+        yolo.train(name="run")
