@@ -112,7 +112,7 @@ def _embedded(picture: Picture, image: int) -> tuple[str, int, int]:
     try:
         opened = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture)
         opened = ImageOps.exif_transpose(opened).convert("RGB")  # turned upright, as the boxes are
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:  # ultralytics looks for more plugins of Pillow
         raise AnalysisError(f"samples: no image {image + 1}: {error}; give paths, or arrays of bytes") from error
     size = opened.size
     opened.thumbnail((SIDE, SIDE))
