@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.detection_kinds import KINDS, Boxed, Image, Judged, flat, kinds_of
+from analysis.detection_kinds import KINDS, Boxed, Image, Judged, Rules, flat, kinds_of
 from analysis.detection_samples import Net, Picture, write_samples
 from analysis.detection_similar import Sets, class_names, similarity
 from analysis.result import Result, Row, two_names
@@ -30,9 +30,9 @@ class DetectionErrors(Result):
     """
 
     def __init__(
-        self, found: Boxed, there: Boxed, names: Mapping[int, str], images: int, similar: bool, judged: Judged
+        self, found: Boxed, there: Boxed, names: Mapping[int, str], images: int, rules: Rules, judged: Judged
     ) -> None:
-        self.found, self.there, self.names, self.images = found, there, dict(names), images
+        self.found, self.there, self.names, self.images, self.rules = found, there, dict(names), images, rules
         counted, kinds, duplicate = judged
         self._kinds = np.full(len(found.labels), -1)
         self._kinds[counted] = kinds
@@ -44,22 +44,23 @@ class DetectionErrors(Result):
         percents = {f"{kind}_percent": _mean([row[f"{kind}_percent"] for row in rows]) for kind in KINDS}
         self.shares = {kind: percents[f"{kind}_percent"] for kind in KINDS}
         totals = {key: sum(row[key] for row in rows) for key in ("objects", "detections")}
-        super().__init__("Detection errors", [*rows, {"class": MEAN} | totals | percents], self._summary(rows, similar))
+        super().__init__("Detection errors", [*rows, {"class": MEAN} | totals | percents], self._summary(rows))
 
     def _row(self, place: int, name: str, kinds: NDArray[np.int64]) -> Row:
         counts = np.bincount(kinds, minlength=len(KINDS))
         percents = {f"{kind}_percent": _percent(counts[i], len(kinds)) for i, kind in enumerate(KINDS)}
         return {"class": name, "objects": int((self.there.labels == place).sum()), "detections": len(kinds)} | percents
 
-    def _summary(self, rows: Sequence[Row], similar: bool) -> str:
+    def _summary(self, rows: Sequence[Row]) -> str:
         silent = sum(row["detections"] == 0 for row in rows)
         without = f"; {silent} of {len(rows)} classes have no detection" if silent else ""
         if silent == len(rows):
             return f"no detection in {self.images} images of any of the {len(rows)} classes that have objects"
-        shares = ", ".join(f"{kind} {self.shares[kind]:.1f}%" for kind in KINDS if similar or kind != "similar")
+        shares = ", ".join(f"{kind} {self.shares[kind]:.1f}%" for kind in _told_apart(self.rules))
         both = (self.shares["correct"] or 0) + (self.shares["localisation"] or 0)
-        text = f"{shares}; correct and localisation together {both:.1f}%; {self.duplicates} duplicates{without}"
-        return text if similar else f"{text}; no similar classes were given, so any confusion is other"
+        duplicates = f"{self.duplicates} {'duplicate' if self.duplicates == 1 else 'duplicates'}"
+        text = f"{shares}; correct and localisation together {both:.1f}%; {duplicates}{without}"
+        return text + _about_similar(self.rules)
 
     def figure(self) -> Figure:
         """Draw the shares of each class as one bar, the mean first."""
@@ -110,14 +111,20 @@ class ErrorsBeside(Result):
     def __init__(self, first: DetectionErrors, second: DetectionErrors, labels: tuple[str, str]) -> None:
         self.first, self.second, self.labels = first, second, two_names(labels)
         same = [np.array_equal(getattr(first.there, k), getattr(second.there, k)) for k in ("image", "boxes", "labels")]
+        if not first.rules.same(second.rules):
+            raise AnalysisError(
+                "errors by other similar classes or overlaps; diagnose both nets with the same settings"
+            )
         if not all(same) or first.images != second.images or first.names != second.names:
             raise AnalysisError(
                 f"errors of other objects or classes ({len(first.there.labels)} objects in {first.images} images, "
                 f"{len(second.there.labels)} in {second.images}); diagnose both nets with the same targets and names"
             )
         rows = [self._row(kind, first.shares[kind], second.shares[kind]) for kind in KINDS]
-        words = ", ".join(f"{row['kind']} {_points(row['difference_points'])}" for row in rows)
-        super().__init__(f"Detection errors: {labels[0]} against {labels[1]}", rows, f"{labels[1]}: {words}")
+        apart = _told_apart(first.rules)
+        words = ", ".join(f"{row['kind']} {_points(row['difference_points'])}" for row in rows if row["kind"] in apart)
+        summary = f"{labels[1]}: {words}{_about_similar(first.rules)}"
+        super().__init__(f"Detection errors: {labels[0]} against {labels[1]}", rows, summary)
 
     def _row(self, kind: str, one: float | None, two: float | None) -> Row:
         difference = None if one is None or two is None else two - one
@@ -136,7 +143,8 @@ class ErrorsBeside(Result):
             bars = axes.bar(places, values, 0.38, color=colours, hatch=hatch, edgecolor="white")
             axes.bar_label(bars, [f"{value:.1f}" for value in values], fontsize="small", padding=2)
             axes.bar(0, 0, color="0.6", hatch=hatch, edgecolor="white", label=label)
-        axes.set_xticks(range(len(KINDS)), KINDS)
+        apart = _told_apart(self.first.rules)
+        axes.set_xticks(range(len(KINDS)), [kind if kind in apart else f"{kind}\n(none given)" for kind in KINDS])
         axes.set_ylabel("% of the surest detections, mean over classes")
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
@@ -211,8 +219,8 @@ def detection_errors(
         raise AnalysisError(f"detection_errors: there is no object in {len(targets)} images; check the targets")
     known = class_names(names, similar, np.concatenate([found.labels, there.labels]))
     found, there = (replace(boxed, labels=_places(boxed.labels, known)) for boxed in (found, there))
-    judged = kinds_of(found, there, similarity(known, similar), correct_iou, object_iou)
-    return DetectionErrors(found, there, known, len(targets), similar is not None, judged)
+    rules = Rules(similarity(known, similar), correct_iou, object_iou)
+    return DetectionErrors(found, there, known, len(targets), rules, kinds_of(found, there, rules))
 
 
 def _places(labels: NDArray[np.int64], names: Mapping[int, str]) -> NDArray[np.int64]:
@@ -220,6 +228,14 @@ def _places(labels: NDArray[np.int64], names: Mapping[int, str]) -> NDArray[np.i
     indices = np.array(list(names), dtype=np.int64)
     order = np.argsort(indices)
     return np.asarray(order[np.searchsorted(indices[order], labels)], dtype=np.int64)
+
+
+def _told_apart(rules: Rules) -> list[str]:
+    return [kind for kind in KINDS if kind != "similar" or rules.similar.any()]
+
+
+def _about_similar(rules: Rules) -> str:
+    return "" if rules.similar.any() else "; no similar classes were given, so any confusion is other"
 
 
 def _percent(count: int, of: int) -> float | None:

@@ -35,6 +35,24 @@ class Boxed:
     scores: Floats
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What counts as what: which pairs of places are similar, and the overlaps from which a box is correct, or about.
+
+    ``similar`` is (n, n), its diagonal False; ``correct_iou`` is the least overlap of a correct detection with its
+    object, ``object_iou`` of a detection that is about an object at all.
+    """
+
+    similar: Flags
+    correct_iou: float
+    object_iou: float
+
+    def same(self, other: Rules) -> bool:
+        """Whether two nets were judged alike."""
+        one, two = ((rules.correct_iou, rules.object_iou) for rules in (self, other))
+        return one == two and np.array_equal(self.similar, other.similar)
+
+
 def flat(images: Sequence[Image], what: str, scored: bool) -> Boxed:
     """Put the boxes of all images one after another, checked.
 
@@ -89,26 +107,24 @@ def top_n(found: Boxed, there: Boxed, classes: int) -> Integers:
     return order[rank < np.bincount(there.labels, minlength=classes)[found.labels[order]]]
 
 
-def kinds_of(found: Boxed, there: Boxed, similar: Flags, correct_iou: float, object_iou: float) -> Judged:
+def kinds_of(found: Boxed, there: Boxed, rules: Rules) -> Judged:
     """The kind of each detection that counts.
 
     Args:
         found: Detections; labels are places 0 to n - 1.
         there: Objects, likewise.
-        similar: Which pairs of places are similar (n, n), the diagonal False.
-        correct_iou: Least overlap of a correct detection with its object.
-        object_iou: Least overlap of a detection that is about an object at all.
+        rules: For n classes.
 
     Returns:
         Which detections count, as indices; for each the place of its kind in ``KINDS``; and whether it is a duplicate.
     """
-    counted = top_n(found, there, len(similar))
-    own, target, alike, unlike = _overlaps(found, there, similar, counted)
-    hit = own >= correct_iou
+    counted = top_n(found, there, len(rules.similar))
+    own, target, alike, unlike = _overlaps(found, there, rules.similar, counted)
+    hit = own >= rules.correct_iou
     first = np.zeros(len(counted), dtype=bool)  # of the hits of an object, the surest
     places = np.flatnonzero(hit)
     first[places[np.unique(target[places], return_index=True)[1]]] = True
-    conditions = [hit & first, own >= object_iou, alike >= object_iou, unlike >= object_iou]
+    conditions = [hit & first, *(overlap >= rules.object_iou for overlap in (own, alike, unlike))]
     return counted, np.select(conditions, range(4), BACKGROUND), hit & ~first
 
 

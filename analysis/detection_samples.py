@@ -82,7 +82,7 @@ def _sample(
     mine = there.image == image
     boxes = [_box(box, names[label], "white") for box, label in zip(there.boxes[mine], there.labels[mine], strict=True)]
     classes = Counter(box["words"] for box in boxes)
-    note = ", ".join(f"{number} {name}" for name, number in classes.items()) or "none"
+    note = ", ".join(f"{name} ({number})" for name, number in classes.items()) or "none"
     panels = [{"label": "objects", "boxes": boxes, "note": note}]
     panels += [_panel(net, image, colours) for net in nets]
     name = f"image {image + 1}" if isinstance(picture, np.ndarray) else Path(picture).name

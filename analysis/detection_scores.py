@@ -175,6 +175,7 @@ def dress(axes: Any, objects: dict[str, int]) -> None:
     """Name the metrics and the number of objects each is over."""
     axes.set_xticks(range(len(METRICS)), [f"{key}\n{objects[key]:,}" for key in METRICS])
     axes.set_xlabel("metric, and the objects it is over")
+    axes.set_ylabel("average precision, or recall")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)

@@ -128,7 +128,7 @@ def _cell(value: Any) -> str:
 
 def _versions() -> str:
     found = [f"Python {platform.python_version()}"]
-    for name in ("torch", "timm", "cnn-surgeon"):
+    for name in ("torch", "timm", "ultralytics", "faster-coco-eval", "cnn-surgeon"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

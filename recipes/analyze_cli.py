@@ -62,7 +62,7 @@ def detection(
     import analysis
 
     names = _two(labels)
-    nets = _open([name for name in (model, other) if name is not None], data, split)
+    nets = _open([name for name in (model, other) if name is not None], data, split, similar)
     settings: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "latency": latency}
     settings |= {"resamples": resamples, "seed": seed}
     scores: Any
@@ -80,12 +80,15 @@ def detection(
     typer.echo(f"written to {out}: detection and errors (.json .csv .png .html), samples.html")
 
 
-def _open(names: list[str], data: str, split: str) -> list[Any]:
+def _open(names: list[str], data: str, split: str, similar: str | None) -> list[Any]:
+    """Open the nets; what is wrong with the data or the sets shows before anything runs."""
     from analysis.detection_running import data_classes
+    from analysis.detection_similar import similarity
     from recipes.detectors import open_detector
 
-    classes = len(data_classes(data, split))
-    return [open_detector(name, classes=classes) for name in names]
+    classes = data_classes(data, split)
+    similarity(classes, similar)
+    return [open_detector(name, classes=len(classes)) for name in names]
 
 
 def _two(labels: str) -> tuple[str, str]:
