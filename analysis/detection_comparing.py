@@ -99,13 +99,14 @@ class DetectionComparison(Result):
         axes.axvline(0, color="0.4", linewidth=0.8)
         for place, row in enumerate(self.rows[: len(METRICS)]):
             if row["difference"] is None:
-                axes.annotate(row["verdict"], (0, place), xytext=(4, 0), textcoords="offset points", va="center")
+                axes.text(0.02, place, row["verdict"], transform=axes.get_yaxis_transform(), va="center", color=GREY)
                 continue
             colour = "black" if row["verdict"] in APART else GREY
             if row["low_95"] is not None:
                 axes.plot([row["low_95"], row["high_95"]], [place, place], color=colour, linewidth=2)
             axes.plot(row["difference"], place, "o", color=colour, markersize=6)
         axes.set(yticks=range(len(METRICS)), yticklabels=METRICS, ylim=(len(METRICS) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"{self.labels[1]} - {self.labels[0]}, 95% interval over images\ngrey: {TIED}")
         axes.grid(axis="x", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
