@@ -234,6 +234,17 @@ def test_rtdetr_too(tmp_path: Path) -> None:
     assert max(len(one["scores"]) for one in result.found.predictions) > 0
 
 
+def test_a_data_set_named_like_coco_needs_no_file_of_cocos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "coco").mkdir()
+    data = yaml.safe_load(Path(squares(tmp_path / "coco")).read_text())
+    images = sorted((tmp_path / "coco" / "images" / "val").iterdir())
+    (tmp_path / "coco" / "val2017.txt").write_text("\n".join(map(str, images)))  # ultralytics takes this for COCO
+    model = ultralytics.YOLO(network(tmp_path))
+    found = analysis.detect(model, _written(tmp_path, "coco.yaml", {**data, "val": "val2017.txt"}), imgsz=64, conf=1e-6)
+    assert found.images == [str(path) for path in images]
+    assert max(len(one["scores"]) for one in found.predictions) > 0 and "instances_val2017" not in caplog.text
+
+
 def test_figure_and_report(tmp_path: Path) -> None:
     result = DetectionScores(detections(*some_images(12)), resamples=10, seed=0, latency_ms=12.5)
     axes = result.figure().axes[0]
