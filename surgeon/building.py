@@ -109,11 +109,12 @@ def builder_of(
         if differs is None:
             return builder, "", base
         if note.startswith("it names"):
-            note = f"{_words(builder)} builds another model: {differs}"
+            note = f"{in_words(builder)} builds another model: {differs}"
     return None, note, None
 
 
-def _words(builder: Builder) -> str:
+def in_words(builder: Builder) -> str:
+    """The call a builder describes, long arguments shortened."""
     name, _ = library_of(builder)
     shown = {k: repr(v) if len(repr(v)) < 80 else "{...}" for k, v in builder["arguments"].items()}
     arguments = ", ".join([repr(builder[name]), *(f"{k}={v}" for k, v in shown.items())])

@@ -16,6 +16,7 @@ from surgeon.building import (
     Builder,
     Shapes,
     build,
+    in_words,
     library_of,
     replay,
     shapes_of_state,
@@ -155,7 +156,7 @@ def _base(manifest: dict[str, Any], model: nn.Module | None, folder: Path) -> nn
     try:
         return build(builder)
     except Exception as error:
-        raise LoadError(f"{folder}: builder {builder} fails: {error}{version_hint(manifest)}") from error
+        raise LoadError(f"{folder}: {in_words(builder)} fails: {error}{version_hint(manifest)}") from error
 
 
 def _replay_saved(base: nn.Module, folder: Path, manifest: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Verification:
     def verdict(self) -> str:
         """One sentence: the same function, or where not and by how much."""
         agree = "" if self.agreement is None else f", top-1 agreement {self.agreement:.2%}"
-        over = f"over {self.images} images"
+        over = f"over {self.images} image{'s' * (self.images != 1)}"
         if different := self._different():
             first = different[0]
             how = f"by {first['max_abs']:.3g} absolute and {first['relative']:.1e} relative"

@@ -295,6 +295,20 @@ def test_a_folder_without_images_or_without_objects(tmp_path: Path, capsys: pyte
         analysis.detection(model, data, imgsz=64)
 
 
+def test_images_left_out_are_said(tmp_path: Path) -> None:
+    data, model = squares(tmp_path), ultralytics.YOLO(network(tmp_path))
+    whole = analysis.detection(model, data, imgsz=64, latency=False)
+    assert whole.found.left_out == () and "left out" not in whole.summary
+    (tmp_path / "labels" / "val" / "0.txt").write_text("7 0.5 0.5 0.1 0.1")  # there are three classes
+    (tmp_path / "labels" / "val" / "1.txt").write_text("1 0.5 0.5 9 9")
+    (tmp_path / "labels" / "val.cache").unlink()
+    some = analysis.detection(model, data, imgsz=64, latency=False)
+    assert [Path(name).name for name in some.found.left_out] == ["0.png", "1.png"]
+    assert (
+        some.summary.startswith("2 images, 6 objects") and "2 more images were left out as unreadable" in some.summary
+    )
+
+
 def test_a_missing_package_is_named_before_the_net_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ultralytics.YOLO(network(tmp_path))
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
