@@ -78,7 +78,7 @@ class DetectionComparison(Result):
         text = f"{len(self.first.found.images)} images, {self.first.objects['AP']} objects"
         for row, words in ((every, "AP"), (small, "AP of small objects")):
             text += f"; {words}: {self.labels[1]} {_verdict(row)}"
-        return text + about_intervals(self._draws, len(self.first.found.images))
+        return text + about_intervals(self._draws, len(self.first.found.images)) + self.first.found.without()
 
     def figure(self) -> Figure:
         """Draw both nets side by side, and the differences with their intervals; grey cannot be told from none."""

@@ -30,7 +30,8 @@ class Detections:
 
     ``predictions`` and ``targets`` have one dict per image, in the order of ``images`` (paths, sorted): ``boxes``
     (n, 4) as x1, y1, x2, y2 in pixels of the image as it is on disk, ``labels`` (n,) class indices, and for predictions
-    ``scores`` (n,). ``names`` maps class index to name; ``own`` holds the metrics ultralytics computed itself.
+    ``scores`` (n,). ``names`` maps class index to name; ``own`` holds the metrics ultralytics computed itself;
+    ``left_out`` are images ultralytics left out, since they or their labels cannot be read.
     """
 
     images: list[str]
@@ -38,6 +39,12 @@ class Detections:
     targets: list[Boxes]
     names: dict[int, str]
     own: dict[str, float]
+    left_out: tuple[str, ...] = ()
+
+    def without(self) -> str:
+        """End a summary by saying how many images were left out, or nothing."""
+        many = len(self.left_out)
+        return f". {many} more {'image was' if many == 1 else 'images were'} left out as unreadable" if many else ""
 
 
 def detect(
@@ -83,13 +90,14 @@ def detect(
     check_detector(model)
     predictions: dict[str, Boxes] = {}
     targets: dict[str, Boxes] = {}
+    files: set[str] = set()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         names = data_classes(data, split)
         _check_classes(model.names, names, data)
         kept = model.metrics
         try:
             model.val(
-                _collector(model, predictions, targets),
+                _collector(model, predictions, targets, files),
                 **{
                     "data": str(data),
                     "imgsz": imgsz,
@@ -107,7 +115,8 @@ def detect(
         finally:
             model.metrics = kept
     images = sorted(predictions)
-    return Detections(images, [predictions[path] for path in images], [targets[path] for path in images], names, own)
+    found, there = ([boxes[path] for path in images] for boxes in (predictions, targets))
+    return Detections(images, found, there, names, own, tuple(sorted(files.difference(images))))
 
 
 def check_detector(model: Any) -> None:
@@ -129,15 +138,17 @@ def check_detector(model: Any) -> None:
         raise AnalysisError(f"detection needs a model whose task is 'detect', found '{model.task}'; use its val()")
 
 
-def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Boxes]) -> type:
-    """The model's own validator, which keeps what it sees by path of the image."""
+def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Boxes], files: set[str]) -> type:
+    """The model's own validator, which keeps what it sees by path of the image, and the paths of all images."""
     base = model._smart_load("validator")
 
     class Collector(base):  # type: ignore[misc, valid-type]
         def init_metrics(self, inner: Any) -> None:
             super().init_metrics(inner)
             self.args.save_json = False  # for COCO itself ultralytics turns it on, and asks for COCO's own files
-            self.labels = {label["im_file"]: label for label in self.dataloader.dataset.labels}
+            dataset = self.dataloader.dataset
+            self.labels = {label["im_file"]: label for label in dataset.labels}
+            files.update(dataset.get_img_files(dataset.img_path))
 
         def update_metrics(self, preds: Any, batch: Any) -> None:
             for index, one in enumerate(preds):

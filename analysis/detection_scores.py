@@ -53,7 +53,7 @@ class DetectionScores(Result):
         text += f", of small objects {_number(self.values['AP_S'])}"
         if self.latency_ms is not None:
             text += f"; {self.latency_ms:.1f} ms per image"
-        return text + about_intervals(self.draws, len(self.found.images))
+        return text + about_intervals(self.draws, len(self.found.images)) + self.found.without()
 
     def figure(self) -> Figure:
         """Draw the metrics with their intervals; the number of objects under each."""
