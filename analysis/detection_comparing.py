@@ -64,8 +64,8 @@ class DetectionComparison(Result):
         row |= {"low_95": low, "high_95": high, "objects": self.first.objects[key]}
         if difference is None:
             return row | {"verdict": nothing(key)}
-        if low is None or high is None:
-            return row | {"verdict": "not tested"}
+        if low is None or high is None or one == two == 0:
+            return row | {"verdict": "not tested" if one or two else "neither net finds any"}
         return row | {"verdict": TIED if low <= 0 <= high else APART[difference < 0]}
 
     def _latency(self, one: float, two: float) -> Row:

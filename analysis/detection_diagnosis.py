@@ -72,7 +72,7 @@ class DetectionErrors(Result):
             widths = np.array([row[f"{kind}_percent"] or 0 for row in rows])
             axes.barh(range(len(rows)), widths, left=ends, color=COLOURS[kind], label=kind, height=0.75)
             ends += widths
-        labels = [f"{row['class']} ({row['detections']} of {row['objects']})" for row in rows]
+        labels = [f"{plain(row['class'])} ({row['detections']} of {row['objects']})" for row in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize="small")
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
@@ -120,10 +120,15 @@ class ErrorsBeside(Result):
                 f"errors of other objects or classes ({len(first.there.labels)} objects in {first.images} images, "
                 f"{len(second.there.labels)} in {second.images}); diagnose both nets with the same targets and names"
             )
-        rows = [self._row(kind, first.shares[kind], second.shares[kind]) for kind in KINDS]
+        pairs = list(zip(first.rows[:-1], second.rows[:-1], strict=True))
+        both = [pair for pair in pairs if all(row["detections"] for row in pair)]  # a mean over the same classes
+        means = [[_mean([row[f"{kind}_percent"] for row in net]) for kind in KINDS] for net in zip(*both, strict=True)]
+        rows = [self._row(*shares) for shares in zip(KINDS, *(means or [[None] * len(KINDS)] * 2), strict=True)]
         apart = _told_apart(first.rules)
         words = ", ".join(f"{row['kind']} {_points(row['difference_points'])}" for row in rows if row["kind"] in apart)
-        summary = f"{labels[1]}: {words}{_about_similar(first.rules)}"
+        silent = [str(one["class"]) for one, two in pairs if not (one["detections"] and two["detections"])]
+        without = f"; without {', '.join(silent)}, of which a net has no detection" if silent else ""
+        summary = f"{labels[1]}: {words}{without}{_about_similar(first.rules)}"
         super().__init__(f"Detection errors: {labels[0]} against {labels[1]}", rows, summary)
 
     def _row(self, kind: str, one: float | None, two: float | None) -> Row:
@@ -232,6 +237,11 @@ def _places(labels: NDArray[np.int64], names: Mapping[int, str]) -> NDArray[np.i
 
 def _told_apart(rules: Rules) -> list[str]:
     return [kind for kind in KINDS if kind != "similar" or rules.similar.any()]
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib draws it, whatever is in it: dollars begin no formula."""
+    return name.replace("$", r"\$")
 
 
 def _about_similar(rules: Rules) -> str:

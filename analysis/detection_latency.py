@@ -22,7 +22,8 @@ def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: in
 
     Args:
         models: Ultralytics objects; copies are fused and timed.
-        imgsz: Height and width of the image in pixels, rounded up to a multiple of the largest stride as in validation.
+        imgsz: Height and width of the image in pixels, rounded up to a multiple of the largest stride; validation
+            pads by half a stride more.
         device: As torch names devices; a bare number is a CUDA device.
         rounds: Turns of each model, 0.3 seconds at least each.
 

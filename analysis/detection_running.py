@@ -110,7 +110,7 @@ def detect(
                 **{"save_txt": False, "verbose": False, "classes": None, "single_cls": False},
             )
             own = {key: float(value) for key, value in model.metrics.results_dict.items()}
-        except (OSError, ValueError, AssertionError) as error:  # no image, no such device, ...
+        except (OSError, ValueError, AssertionError, RuntimeError) as error:  # no image, no such device, ...
             raise AnalysisError(f"ultralytics cannot run over {data}: {_words(error)}") from error
         finally:
             model.metrics = kept
@@ -204,12 +204,35 @@ def _words(error: Exception) -> str:
 
 def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str | Path) -> None:
     """Refuse a model of other classes: ultralytics would drop labels, or count foreign classes as wrong."""
-    first = {index: own.get(index) for index in names}
-    if len(own) < len(names) or (len(own) > len(names) and first != dict(names)):
+    if reason := why_other_classes(own, names):
         raise AnalysisError(
-            f"the model has {len(own)} classes, {data} has {len(names)} ({', '.join(list(names.values())[:3])}, ...): "
-            "its precision on them means nothing; train it on this data first, or give the data it was trained on"
+            f"{reason} (model: {_few(own)}; {data}: {_few(names)}): its precision on them means nothing; train it on "
+            "this data first, or give the data it was trained on"
         )
+
+
+def why_other_classes(own: Mapping[int, str], names: Mapping[int, str]) -> str | None:
+    """Why a model's classes are not those of a data set, index by index; None where they are.
+
+    Names that are numbers, as a model built from a yaml has them, say nothing: then the count must agree.
+
+    Example:
+        >>> why_other_classes({0: "cat", 1: "dog"}, {0: "dog", 1: "cat"})
+        'the classes are the same in another order'
+    """
+    mine, there = ([str(kind[index]).strip().lower() for index in sorted(kind)] for kind in (own, names))
+    if any(all(str(index) == name for index, name in enumerate(kind)) for kind in (mine, there)):
+        return None if len(mine) == len(there) else f"the model has {len(mine)} classes, the data {len(there)}"
+    if mine[: len(there)] == there:
+        return None
+    if sorted(mine) == sorted(there):
+        return "the classes are the same in another order"
+    return f"the model has {len(mine)} classes, the data {len(there)}, and not the same"
+
+
+def _few(names: Mapping[int, str]) -> str:
+    shown = ", ".join(str(names[index]) for index in sorted(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from analysis.detection_kinds import KINDS, Boxed
 from surgeon.errors import AnalysisError
+from surgeon.storage import replace_file
 
 Picture = str | Path | NDArray[np.uint8]
 SIDE = 360  # pixels of the longer side of an embedded picture
@@ -70,7 +71,7 @@ def write_samples(
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     about = {"of": len(images), "seed": seed, "colours": dict(colours), "labels": [net.label for net in nets]}
     text = environment.get_template("samples.html").render(samples=samples, **about)
-    Path(path).write_text(text, encoding="utf-8")
+    replace_file(Path(path), text.encode())
     return Path(path)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from surgeon.errors import AnalysisError
+from surgeon.storage import replace_file
 from surgeon.table import table
 
 Row = dict[str, Any]
@@ -54,7 +55,7 @@ class Result(abc.ABC):
         """Return title, summary and rows as JSON text, and write it to ``path`` where one is given."""
         text = json.dumps({"title": self.title, "summary": self.summary, "rows": self.rows}, indent=1)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            replace_file(Path(path), f"{text}\n".encode())
         return text
 
     def to_csv(self, path: str | Path | None = None) -> str:
@@ -64,7 +65,7 @@ class Result(abc.ABC):
         writer.writeheader()
         writer.writerows(self.rows)
         if path is not None:
-            Path(path).write_text(buffer.getvalue(), encoding="utf-8")
+            replace_file(Path(path), buffer.getvalue().encode())
         return buffer.getvalue()
 
     def report(self, path: str | Path) -> Path:
@@ -79,7 +80,7 @@ class Result(abc.ABC):
             body="".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in self.rows),
             versions=html.escape(_versions()),
         )
-        Path(path).write_text(text, encoding="utf-8")
+        replace_file(Path(path), text.encode())
         return Path(path)
 
     def _keys(self) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ def detection(
     import analysis
 
     names = _two(labels)
+    _try(out)
     nets = _open([name for name in (model, other) if name is not None], data, split, similar)
     settings: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "latency": latency}
     settings |= {"resamples": resamples, "seed": seed}
@@ -69,12 +70,13 @@ def detection(
     errors: Any
     if len(nets) == 1:
         scores = analysis.detection(nets[0], data, **settings)
+        _write(scores, out, "detection")
         errors, images = _errors(scores.found, similar), scores.found.images
     else:
         scores = analysis.compare_detection(nets[0], nets[1], data, labels=names, **settings)
+        _write(scores, out, "detection")
         one, two = (_errors(each.found, similar) for each in (scores.first, scores.second))
         errors, images = one.beside(two, names), scores.first.found.images
-    _write(scores, out, "detection")
     _write(errors, out, "errors")
     errors.samples(out / "samples.html", images, samples, seed)
     typer.echo(f"written to {out}: detection and errors (.json .csv .png .html), samples.html")
@@ -89,6 +91,22 @@ def _open(names: list[str], data: str, split: str, similar: str | None) -> list[
     classes = data_classes(data, split)
     similarity(classes, similar)
     return [open_detector(name, classes=len(classes)) for name in names]
+
+
+def _try(out: Path) -> None:
+    """See that the folder can be written to, before anything that takes time; a new one is gone again."""
+    from surgeon.errors import SurgeonError
+    from surgeon.storage import replace_file
+
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / ".trial", b"")
+        (out / ".trial").unlink()
+        if new:
+            out.rmdir()
+    except OSError as error:
+        raise SurgeonError(f"--out {out}: nothing can be written there ({error.strerror}); name a folder") from error
 
 
 def _two(labels: str) -> tuple[str, str]:
@@ -107,9 +125,15 @@ def _errors(found: Detections, similar: str | None) -> DetectionErrors:
 
 
 def _write(result: Result, out: Path, name: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    import io
+
+    from surgeon.storage import replace_file
+
     typer.echo(str(result))
+    out.mkdir(parents=True, exist_ok=True)
     result.to_json(out / f"{name}.json")
     result.to_csv(out / f"{name}.csv")
-    result.figure().savefig(out / f"{name}.png", dpi=150)
+    image = io.BytesIO()
+    result.figure().savefig(image, format="png", dpi=150)
+    replace_file(out / f"{name}.png", image.getvalue())
     result.report(out / f"{name}.html")

@@ -35,11 +35,13 @@ class DataSet:
     Attributes:
         yaml: Its data yaml, as ultralytics finds it.
         classes: How many.
+        names: Of the classes, by index.
         channels: Of the images.
     """
 
     yaml: str
     classes: int
+    names: dict[int, str]
     channels: int
 
 
@@ -64,7 +66,7 @@ def open_data(section: YoloData | DigitsDetectionData, folder: Path) -> DataSet:
     except Exception as error:  # ultralytics has no error class of its own
         words = " ".join(str(error).split())[:400]
         raise RecipeError(f"data.dataset: ultralytics cannot read '{name}': {words}") from None
-    return DataSet(str(found.get("yaml_file", name)), found["nc"], found["channels"])
+    return DataSet(str(found.get("yaml_file", name)), found["nc"], found["names"], found["channels"])
 
 
 def train(model: Any, settings: DetectTrain, data: DataSet, place: Path, say: Callable[[str], None]) -> Any:
@@ -92,6 +94,9 @@ def train(model: Any, settings: DetectTrain, data: DataSet, place: Path, say: Ca
         else:
             say(f"training {place.name} for {settings.epochs} epochs")
             model.train(**settings.arguments(), **own)
+    except (RuntimeError, ValueError, OSError) as error:  # whatever ultralytics raises on data that does not fit
+        words = " ".join(str(error).split())[:400]
+        raise RecipeError(f"ultralytics cannot train {place.name} on {data.yaml}: {words}") from error
     except KeyboardInterrupt:
         say(f"{place.name}: stopped; every finished epoch is in {folder}. Run the same command again to go on.")
         raise
@@ -114,7 +119,7 @@ def _reopen(path: Path) -> Any:
         return open_detector(str(path))
     except (RecipeError, LoadError) as error:
         raise LoadError(
-            f"{path} cannot be read, perhaps it was cut off: {error}; remove {path.parents[1]} to train anew"
+            f"{path} cannot be read, perhaps it was cut off: remove {path.parents[1]} to train anew ({error})"
         ) from None
 
 
@@ -144,8 +149,8 @@ def _row(line: dict[str, str]) -> Row:
     return row
 
 
-def measure(model: Any, settings: DetectTrain, data: DataSet) -> Detected:
-    """Validate a detector; the object is used up: ultralytics fuses its layers.
+def measure(model: Any, settings: DetectTrain, data: DataSet) -> Detected | None:
+    """Validate a detector; the object is used up: ultralytics fuses its layers. None where there is no object.
 
     With faster-coco-eval installed, and for models that only detect, COCO's AP by size of object is taken from the
     same run over the images.
@@ -158,7 +163,10 @@ def measure(model: Any, settings: DetectTrain, data: DataSet) -> Detected:
     if model.task == "detect" and importlib.util.find_spec("faster_coco_eval") is not None:
         from analysis.detection_scores import detection
 
+        common |= {key: asked[key] for key in ("conf", "max_det") if asked.get(key) is not None}
         scores = detection(model, data.yaml, latency=False, **common)
+        if not scores.objects["AP"]:
+            return None
         own = scores.found.own
         return Detected(own["metrics/mAP50-95(B)"], own["metrics/mAP50(B)"], scores)
     box = model.val(data=data.yaml, plots=False, verbose=False, **common).box

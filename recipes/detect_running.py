@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import surgeon
+from analysis.detection_running import why_other_classes
 from recipes import detect
 from recipes.build import operate, rehearse
 from recipes.data_schema import DigitsDetectionData
@@ -62,7 +63,7 @@ class DetectorSteps(Steps):
             check_device(one.device if isinstance(one, DetectTrain) else "auto")
         self.data: detect.DataSet | None = None
         if isinstance(recipe.data, DigitsDetectionData):
-            self.data = detect.DataSet("", 10, 3)  # written when the folder is ours
+            self.data = detect.DataSet("", 10, {}, 3)  # written when the folder is ours
         elif recipe.data is not None:
             with quiet(self.console.quiet):
                 self.data = detect.open_data(recipe.data, self.folder)
@@ -126,7 +127,7 @@ class DetectorSteps(Steps):
 
     def measure(self, model: Any, settings: DetectTrain | None) -> Detected | None:
         """Validate one net; None where its classes are not those of the data."""
-        if self.data is None or len(model.model.names) != self.data.classes:
+        if self.data is None or why_other_classes(model.model.names, self.data.names) is not None:
             return None
         with quiet(self.console.quiet):
             return detect.measure(model, settings or self.settings, self.data)

@@ -24,6 +24,7 @@ from analysis import AnalysisError, DetectionComparison, DetectionErrors, Detect
 from analysis.detection_coco import METRICS
 from analysis.detection_diagnosis import COLOURS
 from analysis.detection_kinds import KINDS
+from analysis.detection_running import why_other_classes
 from recipes import cli
 from tests.analysis.detecting import Found, detections
 from tests.surgeon.yolo.small import network, squares
@@ -55,6 +56,50 @@ def test_differences_and_verdicts() -> None:
     same = DetectionComparison(twelve(6), twelve(6), ("a", "b"))
     assert same.rows[0]["verdict"] == "cannot be told apart" and same.rows[0]["difference"] == 0
     assert DetectionComparison(twelve(6), twelve(7), ("a", "b")).rows[0]["verdict"] == "cannot be told apart"
+
+
+def test_two_nets_that_find_nothing_are_no_tie() -> None:
+    none = twelve(0)
+    row = DetectionComparison(none, twelve(0), ("a", "b")).rows[METRICS.index("AP_S")]
+    assert row["difference"] == 0 and row["verdict"] == "neither net finds any"
+    assert DetectionComparison(none, twelve(1), ("a", "b")).rows[METRICS.index("AP_S")]["verdict"] != row["verdict"]
+
+
+def test_errors_are_compared_over_the_classes_both_nets_detect() -> None:
+    objects = [{"boxes": [BOX, ELSEWHERE], "labels": [0, 1]}]
+    first = [{"boxes": [BOX, [80, 80, 90, 90]], "labels": [0, 1], "scores": [0.9, 0.9]}]
+    second = [{"boxes": [BOX], "labels": [0], "scores": [0.9]}]
+    one, two = (detection_errors(found, objects, names=["x", "y"]) for found in (first, second))
+    assert (one.shares["correct"], two.shares["correct"]) == (50, 100)
+    result = one.beside(two, ("a", "b"))
+    assert {row["difference_points"] for row in result.rows} == {0}
+    assert "without y, of which a net has no detection" in result.summary
+    silent = detection_errors([{"boxes": [], "labels": [], "scores": []}], objects, names=["x", "y"])
+    assert {row["difference_points"] for row in one.beside(silent, ("a", "b")).rows} == {None}
+
+
+def test_names_may_hold_dollars() -> None:
+    objects = [{"boxes": [BOX], "labels": [0]}]
+    found = [{"boxes": [BOX], "labels": [0], "scores": [0.9]}]
+    figure = detection_errors(found, objects, names=[r"$\foo$"]).figure()
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("own", "names", "reason"),
+    [
+        (["cat", "dog"], ["Cat ", "dog"], None),
+        (["cat", "dog", "car"], ["cat", "dog"], None),
+        (["0", "1"], ["cat", "dog"], None),
+        (["0", "1", "2"], ["cat", "dog"], "the model has 3 classes, the data 2"),
+        (["cat", "dog"], ["dog", "cat"], "the same in another order"),
+        (["cat", "dog"], ["cat", "car"], "and not the same"),
+        (["cat"], ["cat", "dog"], "the model has 1 classes, the data 2"),
+    ],
+)
+def test_classes_are_compared_index_by_index(own: list[str], names: list[str], reason: str | None) -> None:
+    said = why_other_classes(dict(enumerate(own)), dict(enumerate(names)))
+    assert said is None if reason is None else said is not None and reason in said
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -287,6 +332,7 @@ def test_the_command_says_what_is_wrong(place: Path, tmp_path: Path, capsys: pyt
         ([net, *known, "--split", "test"], "no split 'test'"),
         ([net, *known, "--device", "cuda:77"], "device"),
         ([net, *known, "--imgsz", "3"], "--imgsz"),
+        ([net, *known[:-1], str(place / "data.yaml")], "nothing can be written there"),
     ):
         code, out, err = call(capsys, *arguments)
         assert code == 2 and words in err, (arguments, out, err)

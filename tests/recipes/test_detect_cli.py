@@ -77,7 +77,7 @@ def test_apply_then_verify(capsys: pytest.CaptureFixture[str], here: Path, tmp_p
     assert code == 0 and "3 rewritten" in said and "surgeon.load" in said
     assert surgeon.record(surgeon.load(out)).count("rewritten") == 3
     code, said, _ = call(capsys, "verify", "small.pt", out, "--data", "data.yaml", "--images", "1")
-    assert code == 0 and said.startswith("same function: over 1 images")
+    assert code == 0 and said.startswith("same function: over 1 image")
     small = here / "images.yaml"
     small.write_text("name: s\nmodel: {yolo: any}\ndata: {dataset: data.yaml}\ntrain: {imgsz: 64, epochs: 1}\n")
     code, said, _ = call(capsys, "verify", "small.pt", out, "--data", "images.yaml")
