@@ -143,7 +143,7 @@ def test_a_failed_surgery_leaves_a_plain_object(yolo: Any) -> None:
 def test_a_network_built_by_hand_says_that_it_cannot_be_rebuilt(yolo: Any, tmp_path: Path) -> None:
     yolo.model.model[4].cv1.act = torch.nn.ReLU()
     surgeon.apply(yolo, "spd", 64)
-    with pytest.raises(surgeon.SurgeonError, match=r"'model\.4\.cv1\.act': SiLU\(\) there, ReLU\(\) here"):
+    with pytest.raises(surgeon.SurgeonError, match=r"'model\.4\.cv1\.act': SiLU\(.*\) there, ReLU\(\) here"):
         yolo.save(tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists()
 
