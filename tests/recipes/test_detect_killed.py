@@ -36,7 +36,7 @@ sys.exit(main(["run", "recipe.yaml", "--out", "out"]))
 """
 
 
-@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("what", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_and_continued(tmp_path: Path, environment: dict[str, str], what: signal.Signals) -> None:
     squares(tmp_path / "squares")
     network(tmp_path)

@@ -114,6 +114,7 @@ def test_trained_before_the_surgery(place: Path, quiet: Console, tmp_path: Path)
     assert all(row["map50_95_before"] == row["map50_95"] and row["epochs"] == 0 for row in result.rows)
 
 
+@pytest.mark.slow
 def test_a_detector_of_your_own_keeps_its_weights(place: Path, quiet: Console, tmp_path: Path) -> None:
     mine = surgeon.apply(open_detector(str(place / "small.yaml"), classes=3), "spd", 64)
     mine.save(tmp_path / "mine.pt")
@@ -132,6 +133,7 @@ def test_a_detector_of_your_own_keeps_its_weights(place: Path, quiet: Console, t
     assert "map50_95" not in bare and bare["macs"] > row["macs"]  # at ultralytics' 640
 
 
+@pytest.mark.slow
 def test_a_transformer_with_convs(place: Path, quiet: Console, tmp_path: Path) -> None:
     yolo = yaml.safe_load((place / "small.yaml").read_text())
     decoder = [[2, 4], 1, "RTDETRDecoder", ["nc", 32, 20, 4, 4, 1]]
@@ -185,6 +187,7 @@ def test_shuffled_on_images_laid_out_as_voc(place: Path, quiet: Console, tmp_pat
     assert (tmp_path / "run" / "shuffled" / "verification.txt").read_text().startswith("not the same function")
 
 
+@pytest.mark.slow
 def test_several_seeds_are_compared_by_mean_average_precision(place: Path, quiet: Console, tmp_path: Path) -> None:
     recipe = both(place, train={**TRAIN, "epochs": 1})
     repeated = recipes.repeat(recipe, (0, 1), tmp_path, console=quiet)

@@ -82,7 +82,7 @@ def line(scale: str, label: str, params: tuple[int, int], macs: tuple[int, int])
     return f"| yolov5{scale} | {label} | {params[1]:,} | {added} | {macs[1] / 1e9:.2f}G |"
 
 
-@pytest.mark.parametrize("scale", "nsml")
+@pytest.mark.parametrize("scale", ["n", "s", *(pytest.param(scale, marks=pytest.mark.slow) for scale in "ml")])
 def test_yolov5_spd_counts(scale: str) -> None:
     name = f"yolov5{scale}_spd"
     recipe, model = opened(name)

@@ -67,7 +67,7 @@ def stop_after_epoch_2(child: subprocess.Popen[str], run: Path, what: signal.Sig
     return said
 
 
-@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("what", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_killed_and_continued_is_uninterrupted(
     small: Callable[..., RecipeFile], quiet: Console, tmp_path: Path, environment: dict[str, str], what: signal.Signals
 ) -> None:

@@ -214,6 +214,7 @@ with processes("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_freeze_as_one(small: Small, quiet: Console, tmp_path: Path) -> None:
     recipe = small("digits_convnet_nobn", grad_accum_steps=2, shift={"weight": 0.1, "freeze_at": 0.4, "lr_scale": 9.0})
     (tmp_path / "recipe.yaml").write_text(dump(recipe))

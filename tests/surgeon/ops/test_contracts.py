@@ -143,7 +143,7 @@ def test_leaves_no_trace(case: Case, entry: Entry) -> None:
     contracts.leaves_no_trace(stir(entry.build()).train(), read)
 
 
-@pytest.mark.parametrize(**over(MAIN, FAMILIES))
+@pytest.mark.parametrize(**over({"spd": MAIN["spd"]}, FAMILIES))
 def test_families(case: Case, entry: Entry) -> None:
     before, after = operated(case, entry)
     contracts.exact(before, after, entry.sizes)
@@ -152,6 +152,12 @@ def test_families(case: Case, entry: Entry) -> None:
     snapshot = Snapshot.of(before, identity=False)
     stir(after, seed=5)
     undone(snapshot, surgeon.undo(after), identity=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(**over({name: case for name, case in MAIN.items() if name != "spd"}, FAMILIES))
+def test_families_other_settings(case: Case, entry: Entry) -> None:
+    test_families(case, entry)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ultralytics = pytest.importorskip("ultralytics")
 RECIPES: dict[str, Any] = {"spd": "spd", "conv-spd": {"spd": {"order": "conv-spd"}}}
 
 
-@pytest.fixture(params=RECIPES)
+@pytest.fixture(params=["spd", pytest.param("conv-spd", marks=pytest.mark.slow)])
 def operated(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     yolo = surgeon.apply(stirred(network(tmp_path)), RECIPES[request.param], 64)
     with torch.no_grad():
@@ -57,6 +57,7 @@ def test_exported_it_computes_the_same(operated: Any, form: str) -> None:
     assert not torch.allclose(outputs(operated)[:1], after, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["shift", "blurpool"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
@@ -125,10 +126,12 @@ def test_a_lowered_object_in_which_layers_of_ours_stay_refuses_to_be_saved(tmp_p
     assert not (tmp_path / "never.pt").exists()
 
 
-def test_a_bare_network_is_lowered_too(tmp_path: Path) -> None:
-    network_ = surgeon.apply(stirred(network(tmp_path)).model, "spd", 64)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_bare_network_is_lowered_too(recipe: str, tmp_path: Path) -> None:
+    network_ = surgeon.apply(stirred(network(tmp_path)).model, RECIPES[recipe], 64)
     lowered = surgeon.lower(network_).eval()
-    assert {type(layer.conv) for layer in lowered.model[:2]} == {torch.nn.Conv2d}
+    assert surgeon.record(lowered).count("refused") == 0
+    assert not [m for m in lowered.modules() if type(m).__module__.startswith("surgeon")]
     torch.testing.assert_close(lowered(IMAGE)[0], network_(IMAGE)[0], rtol=1e-4, atol=1e-4)
 
 

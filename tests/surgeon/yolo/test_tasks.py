@@ -82,7 +82,9 @@ def answer(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("task", [*HEADS, *(pytest.param(task, marks=pytest.mark.slow) for task in SHIPPED)])
+@pytest.mark.parametrize(
+    "task", ["segment", "classify", *(pytest.param(task, marks=pytest.mark.slow) for task in ("pose", "obb", *SHIPPED))]
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @torch.no_grad()
 def test_a_task_keeps_its_surgery_and_its_task(task: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def interrupted(yolo: Any, folder: Path, data: str, **more: Any) -> None:
     yolo.clear_callback("on_train_epoch_start")
 
 
-@pytest.mark.parametrize("how", ["loaded", "named"])
+@pytest.mark.parametrize("how", ["loaded", pytest.param("named", marks=pytest.mark.slow)])
 def test_an_interrupted_training_is_resumed(yolo: Any, tmp_path: Path, data: str, how: str) -> None:
     interrupted(yolo, tmp_path, data)
     held = torch.load(last(tmp_path), weights_only=True)

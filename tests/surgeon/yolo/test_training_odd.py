@@ -41,6 +41,7 @@ def test_a_refused_training_leaves_the_object_as_it_was(yolo: Any, tmp_path: Pat
     assert yolo.model is before and same(weights(yolo), held) and surgeon.record(yolo).recipe == recipe
 
 
+@pytest.mark.slow
 def test_a_second_training_takes_its_own_arguments_and_precision(yolo: Any, tmp_path: Path, data: str) -> None:
     interrupted(yolo, tmp_path, data, box=7.5)
     boxes: list[float] = []
@@ -50,6 +51,7 @@ def test_a_second_training_takes_its_own_arguments_and_precision(yolo: Any, tmp_
     assert boxes and set(boxes) == {0.5} and is_operated(yolo)
 
 
+@pytest.mark.slow
 def test_what_was_not_finite_in_both_is_written_as_a_number(yolo: Any, tmp_path: Path, data: str) -> None:
     def spoil(trainer: Any) -> None:
         for part in (trainer.model, trainer.ema.ema):
@@ -91,6 +93,7 @@ def test_only_files_that_are_there_are_resumed(yolo: Any, tmp_path: Path, data: 
         surgeon.load(tmp_path / "copy.ckpt")
 
 
+@pytest.mark.slow
 def test_a_training_before_the_surgery_is_not_resumed(tmp_path: Path, data: str) -> None:
     stock = ultralytics.YOLO(network(tmp_path))
     interrupted(stock, tmp_path, data)
@@ -102,6 +105,7 @@ def test_a_training_before_the_surgery_is_not_resumed(tmp_path: Path, data: str)
     assert is_operated(loaded) and same(weights(loaded), held)
 
 
+@pytest.mark.slow
 def test_trainers_of_ones_own(yolo: Any, tmp_path: Path, data: str) -> None:
     from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -121,6 +125,7 @@ def test_trainers_of_ones_own(yolo: Any, tmp_path: Path, data: str) -> None:
         yolo.train(**settings(tmp_path, data), trainer=partial(DetectionTrainer))
 
 
+@pytest.mark.slow
 def test_a_copy_trains_and_the_original_stays(yolo: Any, tmp_path: Path, data: str) -> None:
     twin, held = copy.deepcopy(yolo), weights(yolo)
     twin.train(**settings(tmp_path, data, optimizer="SGD", lr0=0.1))
