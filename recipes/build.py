@@ -13,9 +13,10 @@ from torch import nn
 
 import surgeon
 from recipes.detectors import open_detector
+from recipes.model_schema import ModelSection
 from recipes.problems import nearest
 from recipes.processes import derive, seeded
-from recipes.schema import ModelSection, RecipeFile
+from recipes.schema import RecipeFile
 from surgeon.errors import LoadError, RecipeError
 
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 import surgeon
+from recipes.model_schema import ModelSection, changed_model
 from recipes.problems import Problem, key_path, nearest, problems_of, summary
 from recipes.schema import PROBES, RecipeFile, recipe_class
 from surgeon.errors import RecipeError
@@ -119,27 +120,34 @@ def _analysis_problems(analysis: Any) -> list[Problem]:
     return problems
 
 
-def _own_problems(error: ValidationError, path: tuple[str, ...], document: Mapping[str, Any]) -> list[Problem]:
+def _own_problems(error: ValidationError, path: tuple[str, str, str], document: Mapping[str, Any]) -> list[Problem]:
     """Keep the problems that a variant's own keys cause; the recipe's are reported at their place."""
-    base, own = ".".join(path), document["compare"][path[1]]["train"]
+    base, own = ".".join(path), document["compare"][path[1]][path[2]]
     problems = [(key.removeprefix(base), text) for key, text in problems_of(error, document, path)]
     return [(base + key, text) for key, text in problems if not key or re.split(r"[.\[]", key[1:])[0] in own]
 
 
 def _variant_problems(document: Mapping[str, Any]) -> list[Problem]:
-    """Check what the entries of `compare` make of the recipe's `surgery` and `train`."""
+    """Check what the entries of `compare` make of the recipe's `model`, `surgery` and `train`."""
     problems: list[Problem] = []
-    entries, base, section = document.get("compare"), document.get("train"), recipe_class(document).train_section()
+    entries, train = document.get("compare"), recipe_class(document).train_section()
     for name, entry in entries.items() if isinstance(entries, Mapping) else ():
         if not isinstance(entry, Mapping):
             continue
         problems += _surgery_problems(entry.get("surgery"), ("compare", str(name), "surgery"))
-        if isinstance(entry.get("train"), Mapping) and isinstance(base, Mapping):
+        for key, section, put_together in (("model", ModelSection, changed_model), ("train", train, _merged)):
+            base, own = document.get(key), entry.get(key)
+            if not isinstance(own, Mapping) or not isinstance(base, Mapping):
+                continue
             try:
-                section.model_validate({**base, **entry["train"]})
+                section.model_validate(put_together(base, own))
             except ValidationError as error:
-                problems += _own_problems(error, ("compare", str(name), "train"), document)
+                problems += _own_problems(error, ("compare", str(name), key), document)
     return problems
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {**base, **own}
 
 
 def parse(document: Any, source: str = "recipe") -> RecipeFile:

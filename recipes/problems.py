@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recipes import data_schema, schema
+from recipes import data_schema, model_schema, schema
 from recipes.detect_schema import ULTRALYTICS
 from recipes.wording import nearest as nearest
 from surgeon.errors import RecipeError
@@ -37,9 +37,10 @@ def _section(parts: Sequence[str | int], document: Any) -> type[data_schema.Sect
     if parts[-1] == "shift" and parts[-2:-1] in (["train"], ["pretrain"]):
         return schema.ShiftSection
     if parts[0] == "compare":
-        return schema.VariantSection if len(parts) == 2 else recipe.train_section()
+        own_model = model_schema.ModelSection if parts[2:3] == ["model"] else recipe.train_section()
+        return schema.VariantSection if len(parts) == 2 else own_model
     sections: dict[str, type[data_schema.Section]] = {
-        "model": schema.ModelSection,
+        "model": model_schema.ModelSection,
         "train": recipe.train_section(),
         "pretrain": recipe.train_section(),
     }

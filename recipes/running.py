@@ -73,17 +73,26 @@ class _ClassifierSteps(Steps):
 
     def prepare(self) -> nn.Module:
         """Build the model, and try whatever can be refused, so that nothing is trained or written in vain."""
-        recipe, source = self.recipe, self.source(self.settings)
-        classes, channels = (source.num_classes, source.in_chans) if source else (None, None)
-        model = build(recipe, self.settings.seed, classes, channels).to(self.who.device)
-        for part in (recipe.before_surgery(), *recipe.variants().values()):
+        base = self.build(self.recipe)
+        for part in (self.recipe.before_surgery(), *self.recipe.variants().values()):
             if part is None:
                 continue
+            model = self.start(part, base)
             data = self.batched(model, part)
             if data is not None:
                 outputs(model, data)
             rehearse(model, part, None if data is None else data.input_size)
-        return model
+        return base
+
+    def build(self, recipe: RecipeFile) -> nn.Module:
+        """Build the model of the recipe, or of a variant that names one, from the same seed."""
+        source = self.source(self.settings)
+        classes, channels = (source.num_classes, source.in_chans) if source else (None, None)
+        return build(recipe, self.settings.seed, classes, channels).to(self.who.device)
+
+    def start(self, recipe: RecipeFile, base: nn.Module) -> nn.Module:
+        """Return what a variant operates on: the model all share, or its own."""
+        return base if recipe.model == self.recipe.model else self.build(recipe)
 
     def pretrain(self, model: nn.Module) -> None:
         """Train the model before the surgery, where the recipe says so."""
@@ -116,6 +125,7 @@ class _ClassifierSteps(Steps):
 
     def variant(self, name: str, recipe: RecipeFile, base: nn.Module, place: Path) -> summary.Outcome:
         """Operate on a copy of the model, fine-tune it, and keep everything."""
+        base = self.start(recipe, base)
         model, data = copy.deepcopy(base), self.batched(base, recipe)
         size = data.input_size if data is not None else None
         operate(model, recipe, self.settings.seed, size)

@@ -13,10 +13,10 @@ from pydantic import Field, field_validator, model_validator
 
 from recipes.data_schema import Count, DataSection, DetectionData, Name, NonNegative, Positive, Section, Share
 from recipes.detect_schema import DetectTrain
+from recipes.model_schema import ModelSection, changed_model
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
-OF_TIMM = ("pretrained", "checkpoint", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "args")
 TAKEN = (
     "recipe.yaml",
     "environment.jsonl",
@@ -32,45 +32,6 @@ PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",
     "device": "must be auto, cpu, cuda, cuda:0 (or another number) or mps",
 }
-
-
-class ModelSection(Section):
-    """``model:`` where the network comes from; exactly one of `timm`, `folder`, `yolo`.
-
-    `yolo` is a model yaml of ultralytics' (``yolo11n.yaml``) or your own, a ``.pt`` file, stock or operated, or a
-    detector's folder. `checkpoint` is a file of weights (safetensors, or a state dict that torch.load reads without
-    code), your own for instance; `folder` was written by `surgeon.save`, which keeps weights and arguments.
-    """
-
-    timm: str | None = None
-    folder: str | None = None
-    yolo: str | None = None
-    pretrained: bool = False
-    checkpoint: str | None = None
-    num_classes: Count | None = None
-    in_chans: Count | None = None
-    drop_rate: Share | None = None
-    drop_path_rate: Share | None = None
-    args: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        named = [key for key in ("timm", "folder", "yolo") if getattr(self, key) is not None]
-        if len(named) != 1:
-            raise ValueError(f"name exactly one of timm, folder, yolo; named here: {', '.join(named) or 'none'}")
-        idle = [key for key in OF_TIMM if getattr(self, key)] if self.timm is None else []
-        if idle and self.yolo is not None:
-            raise ValueError(
-                f"take out {', '.join(idle)}: that is for timm's models; yolo names weights by a .pt file, and classes "
-                "come from the data"
-            )
-        if idle:
-            raise ValueError(f"a saved folder has its own weights and arguments; take out {', '.join(idle)}")
-        if self.checkpoint is not None and self.pretrained:
-            raise ValueError("checkpoint and pretrained both give the weights; take one out")
-        if "checkpoint_path" in self.args:
-            raise ValueError("name the file as checkpoint, not as args.checkpoint_path")
-        return self
 
 
 class ShiftSection(Section):
@@ -169,8 +130,12 @@ class TrainSection(Section):
 
 
 class VariantSection(Section):
-    """One entry of ``compare:``; what it names replaces the recipe's `surgery` and the keys of its `train`."""
+    """One entry of ``compare:``; what it names replaces the recipe's `surgery` and keys of its `model` and `train`.
 
+    A variant with a `model` of its own starts from that model's own weights, drawn from the same seed.
+    """
+
+    model: dict[str, Any] = Field(default_factory=dict)
     surgery: list[Any] | None = None
     train: dict[str, Any] = Field(default_factory=dict)
 
@@ -202,7 +167,18 @@ class RecipeFile(Section):
             raise ValueError(f"compare.{taken[0]}: a run writes its own file or folder of this name; use another")
         if self.train is None and any(variant.train for variant in self.compare.values()):
             raise ValueError("compare overrides train, but there is no train section to start from")
+        self._check_own_models({name: variant.model for name, variant in self.compare.items() if variant.model})
         return self
+
+    def _check_own_models(self, models: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, model in models.items():
+            if self.pretrain is not None:
+                raise ValueError(
+                    f"compare.{name}.model: variants share the weights that pretrain trains, so they share the model; "
+                    "take out pretrain or this model"
+                )
+            if model.get("yolo") is not None:
+                raise ValueError(f"compare.{name}.model: a detector among classifiers; run it in a recipe of its own")
 
     @classmethod
     def train_section(cls) -> type[TrainSection] | type[DetectTrain]:
@@ -251,11 +227,16 @@ class RecipeFile(Section):
         limits = {"max_train": 2048, "max_val": 512}
         return {key: min(data[key] or limit, limit) for key, limit in limits.items()}
 
+    def model_of(self, change: Mapping[str, Any]) -> ModelSection:
+        """Return the recipe's `model` with the keys that an entry of `compare` names."""
+        return ModelSection.model_validate(changed_model(self.model.model_dump(), change)) if change else self.model
+
     def _variant(self, name: str, entry: VariantSection) -> RecipeFile:
         surgery = self.surgery if entry.surgery is None else entry.surgery
         train = self.train and self.train_section().model_validate({**self.train.model_dump(), **entry.train})
         change: dict[str, Any] = {
             "name": f"{self.name}.{name}",
+            "model": self.model_of(entry.model),
             "surgery": surgery,
             "train": train,
             "compare": {},
@@ -270,6 +251,13 @@ class DetectorRecipe(RecipeFile):
     data: DetectionData | None = None  # type: ignore[assignment]
     pretrain: DetectTrain | None = None  # type: ignore[assignment]
     train: DetectTrain | None = None  # type: ignore[assignment]
+
+    def _check_own_models(self, models: Mapping[str, Mapping[str, Any]]) -> None:
+        for name in models:
+            raise ValueError(
+                f"compare.{name}.model: the variants of a detector start from one file of weights, so they share the "
+                "model; take it out, and run a recipe of its own for each model"
+            )
 
     @classmethod
     def train_section(cls) -> type[DetectTrain]:
