@@ -15,12 +15,13 @@ import yaml
 
 from recipes.folders import write_text
 from recipes.loading import load
+from recipes.probes import written
 from recipes.schema import RecipeFile
 from surgeon.errors import RecipeError
 
 RECIPE, LOCK = "recipe.yaml", ".lock"
 MARK = "# The recipe of this folder with every default spelled out"
-_FREE = ("device", "workers", "tensorboard")  # settings a continued run may change
+_FREE = ("device", "workers", "tensorboard")  # settings a continued run may change; and its analyses
 _HELD: set[Path] = set()  # folders this process works in
 
 
@@ -41,7 +42,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def differences(old: RecipeFile, new: RecipeFile) -> list[str]:
     """Return the settings in which two recipes differ, as ``train.lr: 0.1 in the folder, 0.2 in the recipe``."""
     left, right = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (old, new))
-    keys = [key for key in {**left, **right} if key.rpartition(".")[2] not in _FREE]
+    keys = [key for key in {**left, **right} if key.rpartition(".")[2] not in _FREE and key != "analysis"]
     return [
         f"{key}: {left.get(key, 'nothing')} in the folder, {right.get(key, 'nothing')} in the recipe"
         for key in keys
@@ -126,8 +127,8 @@ def claim(folder: Path, recipe: RecipeFile, names: Sequence[str], resume: bool) 
     Args:
         folder: Made where it is not there.
         recipe: Is written into it as ``recipe.yaml``.
-        names: The files and folders a run writes; only these, and the earlier run's variants, are removed when
-            starting over.
+        names: The files and folders a run writes; only these, and the earlier run's variants and analyses, are removed
+            when starting over.
         resume: Continue what is there; else start over.
 
     Raises:
@@ -135,7 +136,7 @@ def claim(folder: Path, recipe: RecipeFile, names: Sequence[str], resume: bool) 
     """
     check(folder, recipe, names, resume)
     if not resume and _a_runs(folder):
-        for path in (folder / name for name in {*names, *_variants(folder)}):
+        for path in (folder / name for name in {*names, *_earlier(folder)}):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(folder / RECIPE, dump(recipe))
 
@@ -145,9 +146,10 @@ def _a_runs(folder: Path) -> bool:
     return path.is_file() and path.read_bytes().startswith(MARK.encode())
 
 
-def _variants(folder: Path) -> list[str]:
-    """Return the folders of the variants of an earlier run; none where its recipe cannot be read any more."""
+def _earlier(folder: Path) -> list[str]:
+    """Return the variants and analyses of an earlier run; none where its recipe cannot be read any more."""
     try:
-        return list(load(folder / RECIPE).compare)
+        recipe = load(folder / RECIPE)
     except RecipeError:
         return []
+    return [*recipe.compare, *written(recipe.analysis)]

@@ -15,9 +15,10 @@ import yaml
 from pydantic import ValidationError
 
 import surgeon
+from recipes import probes
 from recipes.model_schema import ModelSection, changed_model
 from recipes.problems import Problem, key_path, nearest, problems_of, summary
-from recipes.schema import PROBES, RecipeFile, recipe_class
+from recipes.schema import DetectorRecipe, RecipeFile, recipe_class
 from surgeon.errors import RecipeError
 
 ZOO = Path(__file__).parent / "zoo"
@@ -109,17 +110,6 @@ def _surgery_problems(surgery: Any, path: tuple[str | int, ...]) -> list[Problem
     return []
 
 
-def _analysis_problems(analysis: Any) -> list[Problem]:
-    entries = analysis if isinstance(analysis, list) else []
-    problems = []
-    for position, entry in enumerate(entries):
-        name = entry if isinstance(entry, str) else next(iter(entry), "?") if isinstance(entry, Mapping) else "?"
-        if name not in PROBES:
-            known = ", ".join(PROBES) or "none in this version; take the analysis section out"
-            problems.append((f"analysis[{position}]", f"unknown analysis '{name}'{nearest(name, PROBES)} ({known})"))
-    return problems
-
-
 def _own_problems(error: ValidationError, path: tuple[str, str, str], document: Mapping[str, Any]) -> list[Problem]:
     """Keep the problems that a variant's own keys cause; the recipe's are reported at their place."""
     base, own = ".".join(path), document["compare"][path[1]][path[2]]
@@ -175,7 +165,7 @@ def parse(document: Any, source: str = "recipe") -> RecipeFile:
             name: _plain(entry) if isinstance(entry, Mapping) else entry for name, entry in entries.items()
         }
     problems = [*_surgery_problems(document.get("surgery"), ("surgery",)), *_variant_problems(document)]
-    problems += _analysis_problems(document.get("analysis"))
+    problems += probes.problems(document, issubclass(recipe_class(document), DetectorRecipe))
     try:
         recipe = recipe_class(document).model_validate(dict(document))
     except ValidationError as error:

@@ -30,6 +30,9 @@ from recipes.finetuning import Finetuned, finetune
 from recipes.fitting import outputs
 from recipes.folders import write_json, write_text
 from recipes.loading import load
+from recipes.probes import written
+from recipes.probing import probe
+from recipes.probing import rehearse as rehearse_analyses
 from recipes.processes import processes
 from recipes.schema import DetectorRecipe, RecipeFile, TrainSection
 from recipes.steps import Steps, ops_in
@@ -50,15 +53,17 @@ class Run:
             mean average precision, COCO's AP by size of object.
         verdicts: In words, whether the variants can be told apart.
         outcomes: One `summary.Outcome` or `summary.DetectionOutcome` per variant.
+        findings: Of the analyses, a line each; rows, figures and pages lie in the variants' folders.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     verdicts: list[str]
     outcomes: list[Any]
+    findings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join([summary.as_table(self.outcomes), *self.verdicts])
+        return "\n".join([summary.as_table(self.outcomes), *self.verdicts, *self.findings])
 
 
 @dataclass
@@ -81,7 +86,10 @@ class _ClassifierSteps(Steps):
             data = self.batched(model, part)
             if data is not None:
                 outputs(model, data)
-            rehearse(model, part, None if data is None else data.input_size)
+            size = None if data is None else data.input_size
+            rehearse(model, part, size)
+            if part.analysis:
+                rehearse_analyses(operate(copy.deepcopy(model), part, self.settings.seed, size), part, data)
         return base
 
     def build(self, recipe: RecipeFile) -> nn.Module:
@@ -139,6 +147,7 @@ class _ClassifierSteps(Steps):
             if trained is not None and trained.ema is not None:
                 surgeon.save(trained.ema, place / "weights_ema")
         after = self.score(model, data) if trained else before
+        self.findings += probe(self, name, model, recipe, data, place)
         params = sum(parameter.numel() for parameter in model.parameters())
         macs = summary.macs_of(model, size or surgeon.record(model).input_size or _input_size(model))
         return summary.Outcome(name, ops_in(model), params, macs, before, after, trained.rows if trained else [])
@@ -155,11 +164,12 @@ class _ClassifierSteps(Steps):
 
 def _finish(this: Steps, outcomes: list[Any]) -> Run:
     """Write summary and figure, and say the result."""
-    run = Run(this.folder, [one.row() for one in outcomes], summary.verdicts(outcomes), outcomes)
+    run = Run(this.folder, [one.row() for one in outcomes], summary.verdicts(outcomes), outcomes, this.findings)
     if this.who.main:
         packages = ("torch", "timm", *(("ultralytics",) if isinstance(this.recipe, DetectorRecipe) else ()))
         versions = {**{name: version(name) for name in packages}, "surgeon": surgeon.__version__}
-        notes = {"recipe": this.recipe.name, "versions": versions, "device": this.device}
+        notes: dict[str, Any] = {"recipe": this.recipe.name, "versions": versions, "device": this.device}
+        notes |= {"analyses": this.findings} if this.findings else {}
         write_json(this.folder / "summary.json", summary.as_json(outcomes, notes))
         write_text(this.folder / "summary.txt", f"{run}\n")
         lines = {one.name: one.rows for one in outcomes if one.rows and one.after is not None}
@@ -208,7 +218,8 @@ def run(
     recipe = load(recipe)
     place = Path(folder).expanduser() if folder is not None else Path("runs") / recipe.name
     detector = isinstance(recipe, DetectorRecipe)
-    names = (*(DETECTOR_WRITES if detector else WRITES), *REPORTS, *recipe.compare)
+    own = recipe.compare or written(recipe.analysis)
+    names = (*(DETECTOR_WRITES if detector else WRITES), *REPORTS, *own)
     device = "cpu" if detector else (recipe.train or recipe.pretrain or TrainSection()).device
     with processes(device) as who, alone(place if who.main else None):
         if who.main:

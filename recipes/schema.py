@@ -27,7 +27,7 @@ TAKEN = (
     "start.pt",
     "data",
 )
-PROBES: tuple[str, ...] = ()  # analyses a recipe may name; they come with the package `analysis`
+PROBES = ("robustness", "joint_robustness", "search_joint", "shift_sparsity")  # analyses a recipe may name
 PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",
     "device": "must be auto, cpu, cuda, cuda:0 (or another number) or mps",
@@ -203,7 +203,7 @@ class RecipeFile(Section):
         if self.pretrain is None:
             return None
         change: dict[str, Any] = {"name": f"{self.name}.pretrain", "train": self.pretrain, "pretrain": None}
-        return self.model_copy(update={**change, "surgery": [], "compare": {}})
+        return self.model_copy(update={**change, "surgery": [], "compare": {}, "analysis": []})
 
     def quick(self) -> RecipeFile:
         """Return this recipe cut down to a trial: at most 3 epochs before the surgery and 2 after, 2,048 images.

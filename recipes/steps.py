@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,21 @@ from recipes.schema import RecipeFile
 
 @dataclass
 class Steps:
-    """One run under way; `running` calls its steps in order."""
+    """One run under way; `running` calls its steps in order.
+
+    Attributes:
+        recipe: Of the run.
+        folder: Of its results.
+        who: This process.
+        console: Where it speaks.
+        findings: Of its analyses, a line each.
+    """
 
     recipe: RecipeFile
     folder: Path
     who: Processes
     console: Console
+    findings: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> str:

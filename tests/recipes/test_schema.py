@@ -45,7 +45,7 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
         surgery=[{"spd": {"ordr": "spd-conv"}, "select": {"min_dept": 0.5}}],
         data={"dataset": "digits", "canvs": 3},
         train={"epohcs": 3, "epochs": 0, "opt": "sdg", "sched": "cosin", "lr": "fast", "keep_epochs": [-1]},
-        analysis=[{"robustness": {}}],
+        analysis=[{"robustnes": {}}],
     )
     assert set(found) == {
         "modle",
@@ -70,6 +70,7 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
         "train.epohcs": "epochs",
         "train.opt": "sgd",
         "train.sched": "cosine",
+        "analysis[0]": "robustness",
     }
     for path, hint in hints.items():
         assert f"did you mean '{hint}'?" in found[path], path
