@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from surgeon.errors import RefusedError
 from surgeon.randomness import generators_kept
+from surgeon.resetting import seed_generators
 from surgeon.skeleton import BUILDER
 
 
@@ -90,7 +90,7 @@ def whole(built: str, seed: int) -> dict[str, Tensor]:
     builder: dict[str, Any] = json.loads(built)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in builder["arguments"].items()}
     with generators_kept():
-        torch.manual_seed(seed)
+        seed_generators(seed)
         model = timm.create_model(builder["timm"], pretrained=False, **arguments)
     return {name: tensor.detach() for name, tensor in tensors(model).items()}
 
@@ -116,9 +116,9 @@ def _why_not_reset(part: nn.Module) -> str | None:
 
 
 def _reset(part: nn.Module, seed: int) -> dict[str, Tensor]:
-    drawn = copy.deepcopy(part)
+    drawn = copy.deepcopy(part).to("cpu")  # whose generator is seeded
     with generators_kept():
-        torch.manual_seed(seed)
+        seed_generators(seed)
         for module in drawn.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

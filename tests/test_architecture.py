@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: "errors site change table randomness settings differences",
     1: "skeleton recorder tracing host owncode derived following edit freezing fresh calls residual reduction "
-    "structure",
+    "resetting structure",
     2: "locating units select op",
     3: "ops recipe",
     4: "ledger optimizers planning rewriting",
-    5: "building manifest storage persistence loading lowering verification verifying reference_nets",
+    5: "building manifest storage persistence loading redrawing lowering verification verifying reference_nets",
     6: "yolo",
 }
 FOLDERS = {"surgeon.ops.": 2, "surgeon.reference_nets.": 5, "surgeon.yolo.": 6}  # whatever is put there
