@@ -1,0 +1,145 @@
+"""How sure a figure is: intervals of shares and of paired differences, and tests that may look as often as they like.
+
+Apart from the analyses, which all judge alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+
+from surgeon.errors import AnalysisError
+
+Verdict = Literal["robust", "critical", "undecided"]
+Values = NDArray[np.floating]
+RESAMPLES = 1000
+AT_ONCE = 2**24  # numbers drawn at once
+
+
+def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share.
+
+    Example:
+        >>> [round(bound, 3) for bound in wilson(0, 100)]
+        [0.0, 0.037]
+    """
+    found = binomtest(count, total).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_bootstrap(
+    differences: Sequence[Values], seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> list[tuple[float, float]]:
+    """Percentile intervals of mean differences, image by image, from drawing the images anew with replacement.
+
+    The same draws serve all. Two images are added to each draw, one a step better and one a step worse, so that few
+    images that all agree do not pass for certainty (Agresti and Min 2005, who do so for paired shares; the step is 1,
+    or the largest difference where that is less).
+
+    Args:
+        differences: Arrays of the same images, in order; shorter ones are of the first images.
+        seed: Of the draws.
+        confidence: Of each interval.
+        resamples: Number of draws.
+
+    Example:
+        >>> low, high = paired_bootstrap([np.zeros(450)])[0]
+        >>> -0.01 < low < 0 < high < 0.01
+        True
+    """
+    found: list[tuple[float, float]] = [(math.nan, math.nan)] * len(differences)
+    by_length: dict[int, list[int]] = {}
+    for i, values in enumerate(differences):
+        by_length.setdefault(len(values), []).append(i)
+    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
+    for length, several in by_length.items():
+        if length == 0:
+            continue
+        means = _draws(np.stack([differences[i] for i in several], 1).astype(np.float64), seed, resamples)
+        for i, column in zip(several, means.T, strict=True):
+            low, high = np.quantile(column, tails)
+            found[i] = (float(low), float(high))
+    return found
+
+
+def _draws(values: Values, seed: int, resamples: int) -> Values:
+    """Means of resampled rows, (resamples, columns)."""
+    images = len(values)
+    generator = np.random.default_rng(seed)
+    step = np.minimum(1.0, np.nanmax(np.abs(values), 0, initial=0.0))
+    step[step == 0] = 1.0
+    padded = np.concatenate([values, [step], [-step]])
+    chunk, means = max(1, AT_ONCE // (images + 2)), []
+    for start in range(0, resamples, chunk):
+        some = min(chunk, resamples - start)
+        counts = generator.multinomial(images + 2, np.full(images + 2, 1 / (images + 2)), size=some)
+        means.append(counts @ padded / (images + 2))
+    return np.concatenate(means)
+
+
+def verdict(low: float, high: float, tolerance: float) -> Verdict:
+    """Robust where the loss is at most ``tolerance``, critical where it is more, as far as the interval tells.
+
+    Example:
+        >>> verdict(-0.01, 0.01, 0.02), verdict(0.1, 0.2, 0.02), verdict(0.0, 0.1, 0.02)
+        ('robust', 'critical', 'undecided')
+    """
+    if high <= tolerance:
+        return "robust"
+    return "critical" if low > tolerance else "undecided"
+
+
+class SequentialTest:
+    """Two tests that stay valid however often one looks: is a mean of values in [-1, 1] above, is it below a bound?
+
+    Each bets against its hypothesis; the capital exceeds 1 / (1 - confidence) with at most that probability where the
+    hypothesis holds, at whatever time one stops (Ville's inequality; Waudby-Smith and Ramdas, JRSS B 2024, section 4).
+    The images must come in an order that has nothing to do with their classes.
+
+    Args:
+        bound: The tolerance.
+        confidence: Of each verdict, 0 to 1.
+
+    Raises:
+        AnalysisError: For a confidence that is none.
+
+    Example:
+        >>> test = SequentialTest(0.05, 0.95)
+        >>> test.add(np.ones(20)), SequentialTest(0.05, 0.95).add(np.zeros(5))
+        ('critical', None)
+    """
+
+    def __init__(self, bound: float, confidence: float) -> None:
+        if not 0.5 <= confidence < 1:
+            raise AnalysisError(f"stop is {confidence!r}; give the confidence of a verdict, 0.5 to under 1, as 0.95")
+        self.bound, self.needed = bound, -math.log(1 - confidence)
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.capital = [0.0, 0.0]  # logarithms: against "at most the bound", against "at least the bound"
+        self.verdict: Verdict | None = None
+
+    def add(self, values: Values) -> Verdict | None:
+        """Look at more images; the verdict, once certain, stays."""
+        mean = (self.total - 0.0) / (self.count + 1)
+        spread = (self.squares + 0.25) / (self.count + 1)
+        for side, sign in enumerate((1, -1)):
+            gap = sign * (mean - self.bound)
+            most = 0.8 / (1 + sign * self.bound)
+            bet = min(max(gap / (spread - mean * mean + gap * gap + 1e-9), 0.0), most) if self.count else most / 2
+            self.capital[side] += float(np.log1p(bet * sign * (values - self.bound)).sum())
+        self.count += len(values)
+        self.total += float(values.sum())
+        self.squares += float((values * values).sum())
+        if self.verdict is None and max(self.capital) >= self.needed:
+            self.verdict = "critical" if self.capital[0] > self.capital[1] else "robust"
+        return self.verdict
+
+
+def normal_interval(center: float, draws: Values, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a figure whose resampled values are ``draws``, few as they may be: normal around it."""
+    reach = float(norm.ppf((1 + confidence) / 2)) * float(np.std(draws, ddof=1))
+    return center - reach, center + reach

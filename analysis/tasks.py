@@ -1,0 +1,133 @@
+"""What is measured of every image: error, loss and agreement of classifiers, and whatever a user adds.
+
+A task knows how to take a batch apart, run the model on it and measure what came out; the sweep over treatments knows
+nothing else. Detectors have their own in `detection_task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from surgeon.errors import AnalysisError
+
+Measured = dict[str, NDArray[Any]]  # one value per image
+Metric = Callable[[Tensor, Tensor], Tensor]
+TAKEN = ("error", "loss", "agreement", "ap", "difference", "images", "draws", "unit", "treatment", "verdict")
+
+
+class Task(Protocol):
+    """What a sweep needs to know of a model's job."""
+
+    primary: str
+
+    def prepare(self, batch: Any, device: torch.device) -> Any:
+        """Check a batch and put it where the model is."""
+
+    def count(self, batch: Any) -> int:
+        """Images in a batch."""
+
+    def part(self, batch: Any, start: int, stop: int) -> Any:
+        """Some images of a batch."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """Run the model."""
+
+    def measure(self, answer: Any, batch: Any, untouched: Any) -> Measured:
+        """Measure each image, given what the untouched model answers."""
+
+
+class Classification:
+    """Error, loss and agreement of a classifier.
+
+    Args:
+        metrics: More, by name: functions of logits (N, classes) and targets (N,) that answer one number per image.
+
+    Raises:
+        AnalysisError: For a metric whose name is taken.
+    """
+
+    primary = "error"
+
+    def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
+        self.metrics = dict(metrics or {})
+        if taken := [name for name in self.metrics if name in TAKEN]:
+            raise AnalysisError(f"metrics: '{taken[0]}' is a column of every result; give your metric another name")
+
+    def prepare(self, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and class indices of a batch.
+
+        Raises:
+            AnalysisError: When it is no pair of images (N, C, H, W) and class indices (N,).
+        """
+        pair = tuple(batch[:2]) if isinstance(batch, (tuple, list)) and len(batch) >= 2 else ()
+        if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+            raise AnalysisError(
+                f"data: a batch is a {type(batch).__name__}, and no (images, targets) of two tensors; "
+                "wrap your loader so that it gives these"
+            )
+        images, targets = pair
+        if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(images):
+            raise AnalysisError(
+                f"data: targets are {tuple(targets.shape)} {targets.dtype} for {len(images)} images; "
+                "give one class index per image (N,)"
+            )
+        return images.to(device, non_blocking=True), targets.to(device, non_blocking=True).long()
+
+    def count(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Images in a batch."""
+        return len(batch[1])
+
+    def part(self, batch: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Some images of a batch."""
+        return batch[0][start:stop], batch[1][start:stop]
+
+    def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The logits.
+
+        Raises:
+            AnalysisError: When the model answers anything else.
+        """
+        answer = model(batch[0])
+        if isinstance(answer, (tuple, list)) and answer and isinstance(answer[0], Tensor):
+            answer = answer[0]  # torchvision's auxiliary heads, ultralytics' (probabilities, logits)
+        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(batch[1]):
+            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise AnalysisError(f"the model answers {shape} to {len(batch[1])} images, and no logits (N, classes)")
+        if int(batch[1].max()) >= answer.shape[1] or int(batch[1].min()) < 0:
+            raise AnalysisError(
+                f"data: targets run from {int(batch[1].min())} to {int(batch[1].max())}, but the model has "
+                f"{answer.shape[1]} outputs; give the classes it was trained for"
+            )
+        return answer.float()
+
+    def measure(self, answer: Tensor, batch: tuple[Tensor, Tensor], untouched: Tensor) -> Measured:
+        """Whether it is wrong, its cross-entropy, whether it agrees with the untouched model, and the user's metrics.
+
+        Logits that are not finite count as wrong; their loss is infinite or not a number.
+        """
+        targets, chosen = batch[1], answer.argmax(1)
+        lost = ~answer.isfinite().all(1)
+        found = {
+            "error": (chosen != targets) | lost,
+            "agreement": (chosen == untouched.argmax(1)) & ~lost,
+            "loss": nn.functional.cross_entropy(answer, targets, reduction="none"),
+        }
+        for name, metric in self.metrics.items():
+            value = torch.as_tensor(metric(answer, targets))
+            if value.shape != targets.shape:
+                raise AnalysisError(
+                    f"metric '{name}' answers {tuple(value.shape)} for {len(targets)} images; answer one number each"
+                )
+            found[name] = value
+        return {name: _numbers(value) for name, value in found.items()}
+
+
+def _numbers(values: Tensor) -> NDArray[Any]:
+    kind = np.uint8 if values.dtype == torch.bool else np.float64
+    return values.cpu().numpy().astype(kind)
