@@ -180,6 +180,7 @@ def _batches(model: nn.Module, data: Iterable[Any], most: int | None) -> Iterato
         images, targets = _pair(batch)
         left = len(images) if most is None else most - seen
         images, targets = (t[:left].to(device or images.device) for t in (images, targets))
+        images, targets = (t.clone() if t.is_inference() else t for t in (images, targets))  # autograd keeps no such
         seen += len(images)
         if len(images):
             yield images, targets

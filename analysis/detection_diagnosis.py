@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.detection_kinds import KINDS, Boxed, Image, Judged, Rules, flat, kinds_of
 from analysis.detection_samples import Net, Picture, write_samples
 from analysis.detection_similar import Sets, class_names, similarity
-from analysis.result import Result, Row, two_names
+from analysis.result import Result, Row, plain, two_names
 from surgeon.errors import AnalysisError
 
 COLOURS = dict(zip(KINDS, ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00"), strict=True))  # Okabe and Ito
@@ -237,11 +237,6 @@ def _places(labels: NDArray[np.int64], names: Mapping[int, str]) -> NDArray[np.i
 
 def _told_apart(rules: Rules) -> list[str]:
     return [kind for kind in KINDS if kind != "similar" or rules.similar.any()]
-
-
-def plain(name: str) -> str:
-    """A name as matplotlib draws it, whatever is in it: dollars begin no formula."""
-    return name.replace("$", r"\$")
 
 
 def _about_similar(rules: Rules) -> str:

@@ -6,13 +6,12 @@ Apart from the analyses so that all of them print, draw and report alike.
 from __future__ import annotations
 
 import abc
-import base64
 import csv
-import html
 import io
 import json
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ from surgeon.storage import replace_file
 from surgeon.table import table
 
 Row = dict[str, Any]
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums }} img {{ max-width: 100% }} small {{ color: #666 }}
-</style></head><body><h1>{title}</h1><p>{summary}</p>
-<img alt="{title}" src="data:image/png;base64,{image}">
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p><small>{versions}</small></p></body></html>
-"""
 
 
 class Result(abc.ABC):
@@ -42,18 +32,31 @@ class Result(abc.ABC):
         title: What was analysed, in a few words.
         rows: Plain dicts with the same keys; keys end in their unit where there is one.
         summary: One sentence with the figures that matter.
+        settings: What made it, as plain values; ``command`` and ``versions`` (a dict) stand at the end of a report.
+
+    ``kind`` names the analysis in files: the class's name in small letters, where the class does not set its own.
     """
 
-    def __init__(self, title: str, rows: Sequence[Row], summary: str) -> None:
-        self.title, self.rows, self.summary = title, list(rows), summary
+    kind: str = "result"
+
+    def __init__(
+        self, title: str, rows: Sequence[Row], summary: str, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.title, self.rows, self.summary, self.settings = title, list(rows), summary, dict(settings or {})
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kind" not in vars(cls):
+            cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
     @abc.abstractmethod
     def figure(self) -> Figure:
         """Draw the rows; no window is opened."""
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return title, summary and rows as JSON text, and write it to ``path`` where one is given."""
-        text = json.dumps({"title": self.title, "summary": self.summary, "rows": self.rows}, indent=1)
+        """Return kind, title, summary, settings and rows as JSON text, and write it to ``path`` where one is given."""
+        about = {"kind": self.kind, "title": self.title, "summary": self.summary, "settings": self.settings}
+        text = json.dumps({**about, "rows": self.rows}, indent=1)
         if path is not None:
             replace_file(Path(path), f"{text}\n".encode())
         return text
@@ -69,26 +72,17 @@ class Result(abc.ABC):
         return buffer.getvalue()
 
     def report(self, path: str | Path) -> Path:
-        """Write one HTML file that needs no other: summary, figure, table, versions."""
-        image = io.BytesIO()
-        self.figure().savefig(image, format="png", dpi=120)
-        text = PAGE.format(
-            title=html.escape(self.title),
-            summary=html.escape(self.summary),
-            image=base64.b64encode(image.getvalue()).decode(),
-            head="".join(f"<th>{html.escape(key).replace('_', '_<wbr>')}</th>" for key in self._keys()),
-            body="".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in self.rows),
-            versions=html.escape(_versions()),
-        )
-        replace_file(Path(path), text.encode())
-        return Path(path)
+        """Write one HTML file that needs no other: summary, figures, table, settings, versions."""
+        from analysis.pages import write_report  # late: it draws, and knows the results
+
+        return write_report([self], path)
 
     def _keys(self) -> tuple[str, ...]:
         return tuple(self.rows[0]) if self.rows else ()
 
     def __str__(self) -> str:
-        numbers = frozenset(k for k in self._keys() if all(map(_numeric, (row[k] for row in self.rows))))
-        cells = [[_text(value) for value in row.values()] for row in self.rows]
+        numbers = frozenset(k for k in self._keys() if all(map(is_numeric, (row[k] for row in self.rows))))
+        cells = [[as_text(value) for value in row.values()] for row in self.rows]
         return "\n".join([self.title, table(self._keys(), cells, right=numbers), self.summary])
 
     __repr__ = __str__
@@ -112,22 +106,45 @@ def two_names(labels: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, st
     return names[0], names[1]
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as tables show it.
+
+    Example:
+        >>> as_text(0.123456), as_text(None), as_text(12)
+        ('0.1235', '-', '12')
+    """
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _numeric(value: Any) -> bool:
+def plain(text: str) -> str:
+    r"""A text as matplotlib draws it, whatever is in it: dollars begin no formula.
+
+    Example:
+        >>> print(plain("a$b"))
+        a\$b
+    """
+    return text.replace("$", r"\$")
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether a value is written flush right: a number, or none.
+
+    Example:
+        >>> is_numeric(1.5), is_numeric(None), is_numeric("1.5")
+        (True, True, False)
+    """
     return value is None or isinstance(value, (int, float))
 
 
-def _cell(value: Any) -> str:
-    number = ' class="number"' if _numeric(value) else ""
-    return f"<td{number}>{html.escape(_text(value))}</td>"
+def versions() -> str:
+    """The packages a result depends on, and their versions.
 
-
-def _versions() -> str:
+    Example:
+        >>> versions().startswith("Python 3")
+        True
+    """
     found = [f"Python {platform.python_version()}"]
     for name in ("torch", "timm", "ultralytics", "faster-coco-eval", "cnn-surgeon"):
         try:
