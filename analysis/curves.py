@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.grids import FULL, PERCENT, UNTOUCHED, Grid, number, primary, robustness_grid, short
+from analysis.grids import DIFFERS, FULL, PERCENT, UNTOUCHED, Grid, number, primary, robustness_grid, short
 from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
@@ -20,7 +20,12 @@ BLUE, GREY = "#3b8fc4", "#888888"  # seen on white and on black
 HUES = ("#3b8fc4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9a8cd8", "#a6761d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 NAMED = len(HUES)  # units with a colour and a name of their own; the others are grey
-VERDICTS = {"robust": "full", "critical": "none", "undecided": "left"}
+MARKS: dict[str, dict[str, Any]] = {  # of the verdicts
+    "critical": {"marker": "^", "fillstyle": "full"},
+    "undecided": {"marker": "o", "fillstyle": "none"},
+    DIFFERS: {"marker": "D", "fillstyle": "none"},
+    "robust": {"marker": "o", "fillstyle": "full"},
+}
 
 
 def lines(result: Result) -> Figure:
@@ -55,8 +60,7 @@ def lines(result: Result) -> Figure:
 def curve(result: Result) -> Figure:
     """Draw the error against the share of parameters re-set together, with its 95% interval and the tolerance.
 
-    A full mark is robust, an empty one critical, a half one undecided; the dashed line is what the untouched net loses
-    plus the tolerance (of ``settings``, where it is there).
+    The dashed line is the error of the untouched net plus the tolerance (of ``settings``, where it is there).
 
     Raises:
         AnalysisError: When there is no row, or it lacks a column.
@@ -68,7 +72,8 @@ def curve(result: Result) -> Figure:
     axes = figure.subplots()
     treatments = list(dict.fromkeys(row["treatment"] for row in result.rows))
     for place, treatment in enumerate(treatments):
-        rows = [row for row in result.rows if row["treatment"] == treatment and number(row[measure]) is not None]
+        mine = [row for row in result.rows if row["treatment"] == treatment]
+        rows = [row for row in mine if None not in (number(row.get(measure)), number(row["share_of_params"]))]
         _one_curve(axes, rows, measure, HUES[place % NAMED], treatment)
     _tolerated(axes, result, measure)
     axes.set_xlabel("parameters re-set together, %")
@@ -151,19 +156,20 @@ def _by_unit(axes: Any, grid: Grid) -> None:
 def _one_curve(axes: Any, rows: Sequence[Row], measure: str, colour: str, treatment: str) -> None:
     shares = [PERCENT * row["share_of_params"] for row in rows]
     values = [PERCENT * row[measure] for row in rows]
-    axes.plot(shares, values, color=colour, linewidth=1.4, label=plain(f"treated: {treatment}"))
+    axes.plot(shares, values, color=colour, linewidth=1.4, label=plain(f"treatment {treatment}"))
     for share, value, row in zip(shares, values, rows, strict=True):
         ends = [number(row.get(f"{measure}_{end}_95")) for end in ("low", "high")]
         if None not in ends:
             axes.plot([share, share], [PERCENT * (end or 0.0) for end in ends], color=colour, linewidth=1, alpha=0.7)
-        fill = VERDICTS.get(str(row.get("verdict")), "full")
+        mark: dict[str, Any] = {"markersize": 6, "color": colour, "linestyle": "none"}
         words = f"{row.get('units_treated', '?')} units, +{row.get('added', '?')}: {value:.2f}%, {row.get('verdict')}"
-        mark = {"markersize": 6, "fillstyle": fill, "markerfacecoloralt": "none"}
-        axes.plot([share], [value], "o", color=colour, gid=f"tip:{words}", **mark)
-    for fill, verdict in ((fill, verdict) for verdict, fill in VERDICTS.items()):
-        if any(row.get("verdict") == verdict for row in rows):
-            mark = {"markersize": 6, "fillstyle": fill, "markerfacecoloralt": "none"}
-            axes.plot([], [], "o", color=colour, label=verdict, **mark)
+        axes.plot([share], [value], gid=f"tip:{words}", **mark, **_mark(row))
+    for row in {row.get("verdict"): row for row in rows if row.get("verdict") in MARKS}.values():
+        axes.plot([], [], label=row["verdict"], markersize=6, color=colour, linestyle="none", **_mark(row))
+
+
+def _mark(row: Row) -> dict[str, Any]:
+    return MARKS.get(str(row.get("verdict")), {"marker": "o"})
 
 
 def _tolerated(axes: Any, result: Result, measure: str) -> None:

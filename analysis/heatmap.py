@@ -5,6 +5,7 @@ Apart from the grids they show, which the HTML pages draw on their own, and from
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.curves import MARKS
 from analysis.curves import curve as curve
 from analysis.curves import lines as lines
 from analysis.grids import (
@@ -31,12 +33,6 @@ from analysis.grids import (
 from analysis.result import Result, plain
 from surgeon.errors import AnalysisError
 
-MARKS: dict[str, dict[str, Any]] = {
-    "critical": {"marker": "^", "fillstyle": "full"},
-    "undecided": {"marker": "o", "fillstyle": "none"},
-    DIFFERS: {"marker": "D", "fillstyle": "none"},
-    "robust": {"marker": "o", "fillstyle": "full"},
-}
 MEANINGS = {DIFFERS: "differs between seeds"}
 WIDE, LEAST = 0.62, 0.3  # inches of a cell
 
@@ -112,8 +108,10 @@ def draw(grids: Sequence[Grid], title: str) -> Figure:
     FigureCanvasAgg(figure)
     subplots = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[high for _, high in sizes]).ravel()
     for axes, (grid, names) in zip(subplots, panels, strict=True):
-        _panel(figure, axes, grid, names)
-        if len(grids) > 1 and names == grid.bands()[0]:
+        bar = _panel(figure, axes, grid, names)
+        if len(grids) == 1:
+            bar.set_label(grid.label.partition(", mean")[0], fontsize="small")
+        elif names == grid.bands()[0]:
             axes.set_title(grid.label, fontsize="small")
     _explain(figure, grids[0])
     figure.suptitle(plain(title), fontsize=11)
@@ -132,13 +130,14 @@ def _size(grid: Grid, names: Sequence[str]) -> tuple[float, float]:
     return 1.6 + longest + _cell_width(grid, names) * len(grid.treatments), 0.7 + 0.36 * len(names)
 
 
-def _panel(figure: Figure, axes: Any, grid: Grid, names: Sequence[str]) -> None:
-    nothing = np.full((len(names), len(grid.treatments)), np.nan)
+def _panel(figure: Figure, axes: Any, grid: Grid, names: Sequence[str]) -> Any:
+    """Draw one band of a grid; returns its scale of colours."""
+    drawn = np.full((len(names), len(grid.treatments)), np.nan)
     for i, name in enumerate(names):
         for j, treatment in enumerate(grid.treatments):
             cell = grid.cells.get((name, treatment))
-            nothing[i, j] = np.nan if cell is None or cell.value is None else cell.value
-    values = nothing.T if grid.deep else nothing
+            drawn[i, j] = np.nan if cell is None or cell.value is None else cell.value
+    values = drawn.T if grid.deep else drawn
     low, high = grid.limits
     colours = COLOURS if grid.bright_is_high else COLOURS.reversed()
     mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, edgecolors="w", linewidth=1)
@@ -150,8 +149,8 @@ def _panel(figure: Figure, axes: Any, grid: Grid, names: Sequence[str]) -> None:
             x, y = (i, j) if grid.deep else (j, i)
             _cell(axes, grid, name, treatment, x + 0.5, y + 0.5, _cell_width(grid, names))
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=14)
-    bar.set_label(grid.label.partition(",")[0] if len(grid.label) > 30 else grid.label, fontsize="small")
     bar.ax.tick_params(labelsize="small")
+    return bar
 
 
 def _labels(axes: Any, grid: Grid, names: Sequence[str]) -> None:
@@ -196,8 +195,8 @@ def _explain(figure: Figure, grid: Grid) -> None:
         Line2D([], [], color="black", linestyle="none", markersize=5, label=MEANINGS.get(name, name), **MARKS[name])
         for name in grid.verdicts()
     ]
+    notes = [textwrap.shorten(f"* {plain(note)}", 80, placeholder=" …") for note in grid.notes]
+    marks += [Line2D([], [], linestyle="none", label=note) for note in notes]
     if marks:
-        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize="small")
-    if grid.notes:
-        said = "; ".join(note for note in grid.notes if any(name in grid.names for name in grid.notes[note]))
-        figure.supxlabel(f"* {plain(said)}", fontsize="small")
+        columns = 1 if any(len(note) > 30 for note in notes) else len(marks)
+        figure.legend(handles=marks, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")

@@ -97,7 +97,11 @@ def _cell(grid: Grid, column: str, line: str, x: float, width: float, spread: bo
 def _scale(grid: Grid) -> dict[str, Any]:
     low, high = grid.limits
     steps = [low + (high - low) * (i + 0.5) / STEPS for i in range(STEPS)]
-    return {"colours": [grid.colour(step) for step in steps], "low": cell_text(low, False), "high": cell_text(high, False)}
+    return {
+        "colours": [grid.colour(step) for step in steps],
+        "low": cell_text(low, False),
+        "high": cell_text(high, False),
+    }
 
 
 def figure_svg(figure: Figure, salt: str, label: str) -> Markup:
