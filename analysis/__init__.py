@@ -4,6 +4,8 @@ from analysis.detection_comparing import DetectionComparison, compare_detection
 from analysis.detection_diagnosis import DetectionErrors, ErrorsBeside, detection_errors
 from analysis.detection_running import Detections, detect
 from analysis.detection_scores import DetectionScores, detection
+from analysis.layerwise import Robustness, robustness
+from analysis.parts import Unit, units
 from analysis.result import Result
 from analysis.shifts import ShiftSparsity, shift_sparsity
 from surgeon.errors import AnalysisError
@@ -16,10 +18,14 @@ __all__ = [
     "Detections",
     "ErrorsBeside",
     "Result",
+    "Robustness",
     "ShiftSparsity",
+    "Unit",
     "compare_detection",
     "detect",
     "detection",
     "detection_errors",
+    "robustness",
     "shift_sparsity",
+    "units",
 ]

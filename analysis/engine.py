@@ -117,6 +117,15 @@ class Replay:
         }
         return sum(storages.values())
 
+    def behind(self, unit: str) -> list[nn.Module]:
+        """Modules that run from the unit on, in order of call; all of them where the unit is not known."""
+        begun, found = unit not in self.entries, dict[nn.Module, None]()
+        for module in self.tape.modules():
+            begun = begun or id(module) in self.entries[unit]
+            if begun:
+                found[module] = None
+        return list(found)
+
     def forget(self) -> None:
         """Let go of the recorded batch."""
         self.tape = Call(self.model, ())

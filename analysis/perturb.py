@@ -110,7 +110,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     before = [(module, _shallow(module)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone(), buffer._version) for buffer in model.buffers()]
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     with generators_kept():
         try:
             model.eval()

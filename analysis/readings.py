@@ -34,7 +34,7 @@ class Readings:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[int, dict[str, NDArray[Any]]]] = {}
-        self.decided: dict[str, str] = {}  # verdicts of the sequential tests, by unit and treatment
+        self.decided: dict[str, str] = {}  # verdicts of the sequential tests, by part and treatment
 
     def add(self, variant: str, batch: int, values: dict[str, NDArray[Any]]) -> None:
         """Take what was measured of a variant on a batch."""
@@ -48,9 +48,11 @@ class Readings:
         """What was measured of a variant on a batch."""
         return self._held[variant][batch]
 
-    def drop(self, variant: str, batch: int) -> None:
-        """Forget what was measured of a variant on a batch, if anything."""
-        self._held.get(variant, {}).pop(batch, None)
+    def keep_until(self, variant: str, last: int) -> None:
+        """Forget what was measured of a variant behind a batch."""
+        batches = self._held.get(variant, {})
+        for number in [number for number in batches if number > last]:
+            del batches[number]
 
     def variants(self) -> list[str]:
         """Names of all that were measured."""
@@ -118,7 +120,7 @@ class Ledger:
             return readings
         try:
             with np.load(self.path, allow_pickle=False) as held:
-                about, decided = (json.loads(str(held[name])) for name in ("about", "decided"))
+                about = json.loads(str(held["about"]))
                 arrays = [(name, held[name]) for name in held.files if "\n" in name]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
             raise AnalysisError(f"{self.path} is no ledger of an analysis, or damaged: {error}; remove it") from error
@@ -130,7 +132,6 @@ class Ledger:
                 "name another file, or remove it"
             )
         readings.unpack(arrays)
-        readings.decided = decided
         return readings
 
     def write(self, readings: Readings) -> None:
@@ -140,8 +141,8 @@ class Ledger:
             AnalysisError: When nothing can be written there.
         """
         buffer = io.BytesIO()
-        texts = {"about": np.array(json.dumps(self.about)), "decided": np.array(json.dumps(readings.decided))}
-        np.savez_compressed(buffer, **texts, **readings.pack())  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {"about": np.array(json.dumps(self.about)), **readings.pack()}
+        np.savez_compressed(buffer, **arrays)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, buffer.getvalue())

@@ -38,8 +38,11 @@ class Task(Protocol):
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the model."""
 
-    def measure(self, answer: Any, batch: Any, untouched: Any) -> Measured:
-        """Measure each image, given what the untouched model answers."""
+    def reference(self, answer: Any) -> Any:
+        """What to remember of the untouched model's answer."""
+
+    def measure(self, answer: Any, batch: Any, reference: Any) -> Measured:
+        """Measure each image, given what is remembered of the untouched model."""
 
 
 class Classification:
@@ -106,7 +109,11 @@ class Classification:
             )
         return answer.float()
 
-    def measure(self, answer: Tensor, batch: tuple[Tensor, Tensor], untouched: Tensor) -> Measured:
+    def reference(self, answer: Tensor) -> Tensor:
+        """The chosen class of each image."""
+        return answer.argmax(1)
+
+    def measure(self, answer: Tensor, batch: tuple[Tensor, Tensor], reference: Tensor) -> Measured:
         """Whether it is wrong, its cross-entropy, whether it agrees with the untouched model, and the user's metrics.
 
         Logits that are not finite count as wrong; their loss is infinite or not a number.
@@ -115,7 +122,7 @@ class Classification:
         lost = ~answer.isfinite().all(1)
         found = {
             "error": (chosen != targets) | lost,
-            "agreement": (chosen == untouched.argmax(1)) & ~lost,
+            "agreement": (chosen == reference) & ~lost,
             "loss": nn.functional.cross_entropy(answer, targets, reduction="none"),
         }
         for name, metric in self.metrics.items():

@@ -54,12 +54,20 @@ class Unit:
     def joined(self, name: str, others: Sequence[Unit]) -> Unit:
         """This unit and others as one."""
         group = (self, *others)
-        whole = {"type_name": "", "residual": False} if others else {}
-        fields: dict[str, Any] = {
-            field: tuple(value for unit in group for value in getattr(unit, field))
-            for field in ("paths", "parameters", "buffers")
-        }
-        return replace(self, name=name, params=sum(unit.params for unit in group), **fields, **whole)
+
+        def together(field: str) -> tuple[str, ...]:
+            return tuple(value for unit in group for value in getattr(unit, field))
+
+        return replace(
+            self,
+            name=name,
+            paths=together("paths"),
+            parameters=together("parameters"),
+            buffers=together("buffers"),
+            params=sum(unit.params for unit in group),
+            type_name="" if others else self.type_name,
+            residual=self.residual and not others,
+        )
 
 
 def named(found: Sequence[Unit], module: nn.Module, sites: Sequence[Site], by_layer: bool = False) -> list[Unit]:
@@ -201,7 +209,8 @@ def _of_chain(found: Sequence[Unit]) -> list[str]:
 
 def _classifier(found: Sequence[Unit], module: nn.Module) -> Unit | None:
     """The unit of the classifier: what timm says it is, else the last linear layer."""
-    said = module.get_classifier() if callable(getattr(module, "get_classifier", None)) else None
+    ask: Any = getattr(module, "get_classifier", None)
+    said = ask() if callable(ask) else None
     layers = [layer for layer in (said if isinstance(said, (tuple, list)) else [said]) if isinstance(layer, nn.Module)]
     own = {id(p) for layer in layers for p in layer.parameters()}
     mine = {name for name, p in module.named_parameters() if id(p) in own}

@@ -1,0 +1,270 @@
+"""A study: a model, its units, treatments and data, checked once, and measured under whatever parts are asked for.
+
+What layer-wise, joint and greedy robustness have in common. Apart from them so that each reads as its question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from analysis.judging import ErrorMeasures, Measures
+from analysis.parts import Level, Unit
+from analysis.parts import units as find_units
+from analysis.perturb import Places, untouched
+from analysis.readings import FINAL, Ledger
+from analysis.sharing import world
+from analysis.sweeping import sweep
+from analysis.tasks import Classification, Metric
+from analysis.treatments import BatchNorm, Treatments, starts_as_identity
+from analysis.variants import WHOLE, Method, Plan, Variant
+from surgeon.errors import AnalysisError
+from surgeon.host import host_of, input_sizes, unwrap
+from surgeon.tracing import record_forward
+
+FULL = "full model"
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+DETECTION = ("imgsz", "batch", "split", "resamples")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study is done; see :func:`analysis.robustness`."""
+
+    units: Level | Sequence[Unit] = "block"
+    initial: Any = None
+    checkpoints: Any = ()
+    draws: int = 1
+    batchnorm: BatchNorm = "keep"
+    calibration: Iterable[Any] | None = None
+    seed: int = 0
+    method: Method = "single_pass"
+    stop: float | bool | None = None
+    tolerance: float = 0.01
+    metrics: Mapping[str, Metric] | None = None
+    memory: int | str = "1GiB"
+    ledger: str | Path | None = None
+    progress: bool = True
+    limit: int | None = None
+    amp: str | None = None
+    command: str = ""
+    detector: Mapping[str, Any] | None = None
+
+
+class Study:
+    """A model under study.
+
+    Args:
+        model: As of :func:`analysis.robustness`.
+        data: Likewise.
+        settings: Likewise.
+
+    Raises:
+        AnalysisError: When they do not fit together.
+    """
+
+    def __init__(self, model: Any, data: Any, settings: Settings) -> None:
+        self.model, self.settings, self.module = model, settings, unwrap(model)
+        _check(settings)
+        self.units = units_of(model, settings.units)
+        self.task, self.data, self.detector = _task(model, data, settings)
+        self.treatments = Treatments(
+            model, settings.initial, settings.checkpoints, settings.draws, settings.batchnorm, settings.seed
+        )
+        self.plan_notes: list[str] = []
+        self.complete = True
+        self._identities: dict[tuple[str, str], str] = {}
+
+    def measure(self, parts: Mapping[str, Sequence[Unit]], name: str, whole: bool = False) -> Measures:
+        """Treat each part in every way, and measure.
+
+        Args:
+            parts: Units that are treated together, by a name of theirs.
+            name: Of the analysis, which its ledger is about.
+            whole: Treat the model as a whole too.
+        """
+        everything = {**parts, **({WHOLE: self.units} if whole else {})}
+        cells = [
+            (part, treatment, self.treatments.number_of_draws(treatment))
+            for part, members in everything.items()
+            for treatment in self.treatments.names
+            if self.treatments.why_not(treatment, _tensors(members)) is None
+        ]
+        variants = [self._variant(everything[p], p, t, i) for p, t, count in cells for i in range(count)]
+        plan = self._plan({part: _held(members) for part, members in parts.items()}, variants, name)
+        if self.detector is not None:
+            with self.detector:
+                readings, self.complete = sweep(plan)
+        else:
+            readings, self.complete = sweep(plan)
+        self.plan_notes += [note for note in plan.notes if note not in self.plan_notes]
+        if not readings.images(FINAL):
+            raise KeyboardInterrupt  # before a single batch was done: there is nothing to tell
+        loaded = sum(world().gathered(plan.loaded))
+        if self.detector is not None:
+            return self.detector.measures(readings, cells, self.settings.tolerance, self.settings.seed, loaded)  # type: ignore[no-any-return]
+        return ErrorMeasures(readings, cells, self.settings.tolerance, self.settings.seed, loaded)
+
+    def note(self, name: str, treatment: str, members: Sequence[Unit]) -> str:
+        """What is worth saying of a part with a treatment."""
+        if treatment == FINAL:
+            return ""
+        if reason := self.treatments.why_not(treatment, _tensors(members)):
+            return f"cannot be drawn: {reason}"
+        return self._identity(members[0], treatment) if len(members) == 1 and treatment in ("rerand", "0") else ""
+
+    def notes(self) -> list[str]:
+        """What is worth saying of the whole."""
+        ended = [] if self.complete else ["stopped before all images were measured; intervals are of those seen"]
+        return [*ended, *self.treatments.notes, *self.plan_notes]
+
+    def _identity(self, unit: Unit, treatment: str) -> str:
+        key = (unit.name, treatment)
+        if key not in self._identities:
+            size = record_forward(self.module, input_sizes(self.module)).input_size
+            values = self.treatments.values(treatment, 0, unit.parameters, unit.buffers)
+            with untouched(self.module):
+                self._identities[key] = starts_as_identity(Places(self.module), unit, values, size)
+        return self._identities[key]
+
+    def _variant(self, members: Sequence[Unit], part: str, treatment: str, draw: int) -> Variant:
+        parameters = [tensor for unit in members for tensor in unit.parameters]
+        buffers = [tensor for unit in members for tensor in unit.buffers]
+        values = self.treatments.values
+        return Variant(part, treatment, draw, lambda: values(treatment, draw, parameters, buffers))
+
+    def _plan(self, parts: Mapping[str, Any], variants: Sequence[Variant], name: str) -> Plan:
+        s = self.settings
+        about = {
+            "analysis": name,
+            "model": _fingerprint(self.module),
+            "variants": [variant.key for variant in variants],
+            **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": _confidence(s.stop)},
+            **{"tolerance": s.tolerance, "limit": s.limit, "amp": s.amp, "method": s.method},
+        }
+        return Plan(
+            model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
+            memory=_bytes(s.memory), stop=_confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
+            ledger=None if s.ledger is None else Ledger(s.ledger, about), progress=s.progress,
+            calibration=s.calibration if s.batchnorm == "recalibrate" else None,
+            amp=None if s.amp is None else TYPES[s.amp],
+        )  # fmt: skip
+
+
+def units_of(model: Any, wanted: Level | Sequence[Unit]) -> list[Unit]:
+    """The units a user named: by level, or as a list of them."""
+    if isinstance(wanted, str):
+        return find_units(model, wanted)
+    found = list(wanted)
+    if not found or not all(isinstance(unit, Unit) for unit in found):
+        raise AnalysisError(f"units: give one of {', '.join(get_args(Level))}, or a list from analysis.units(model)")
+    return found
+
+
+def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
+    """What made a result, as plain values."""
+    s, builder = study.settings, getattr(study.module, "pretrained_cfg", None) or {}
+    name = builder.get("architecture") if isinstance(builder, dict) else None
+    return {
+        "model": name or str(getattr(study.module, "yaml_file", "") or type(study.module).__name__),
+        "params": sum(p.numel() for p in study.module.parameters()),
+        "primary": study.task.primary,
+        "images": measures.of("", FINAL).images,
+        "images_loaded": measures.loaded,
+        **{"method": s.method, "batchnorm": s.batchnorm, "draws": s.draws, "seed": s.seed},
+        **{"stop": _confidence(s.stop), "tolerance": s.tolerance, "amp": s.amp},
+        **{"complete": study.complete, "notes": study.notes()},
+        **{"command": s.command, "versions": versions_of()},
+    }
+
+
+def versions_of() -> dict[str, str]:
+    """The versions of the packages that computed a result."""
+    found = {}
+    for name in ("torch", "timm", "ultralytics", "scipy", "captum", "cnn-surgeon"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check(s: Settings) -> None:
+    wrong = [
+        (s.method in get_args(Method), f"method is {s.method!r}; it is one of {', '.join(get_args(Method))}"),
+        (
+            isinstance(s.tolerance, (int, float)) and 0 <= s.tolerance < 1,
+            f"tolerance is {s.tolerance!r}; give the loss that still counts as robust, 0 to 1, as 0.01",
+        ),
+        (s.limit is None or s.limit > 0, f"limit is {s.limit!r}; give a number of images, at least 1"),
+        (s.amp is None or s.amp in TYPES, f"amp is {s.amp!r}; it is one of {', '.join(TYPES)}, or None"),
+        (
+            s.batchnorm != "recalibrate" or s.calibration is not None,
+            'batchnorm="recalibrate" needs calibration=, batches of training images',
+        ),
+        (
+            s.batchnorm == "recalibrate" or s.calibration is None,
+            f'calibration= is for batchnorm="recalibrate", and batchnorm is {s.batchnorm!r}',
+        ),
+    ]
+    if reasons := [reason for fine, reason in wrong if not fine]:
+        raise AnalysisError(reasons[0])
+    _confidence(s.stop)
+    _bytes(s.memory)
+
+
+def _confidence(stop: float | bool | None) -> float | None:
+    value = 0.95 if stop is True else None if stop is False else stop
+    if value is not None and not (isinstance(value, (int, float)) and 0.5 <= value < 1):
+        raise AnalysisError(f"stop is {stop!r}; give the confidence of a verdict, 0.5 to under 1, or True for 0.95")
+    return value
+
+
+def _bytes(memory: int | str) -> int:
+    """A size in bytes, or as text with a unit."""
+    text = str(memory).strip().upper()
+    number = text.rstrip("BKMGI ")
+    unit = text[len(number) :].strip()
+    try:
+        value = float(number) * SIZES[unit]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not value >= 1:
+        raise AnalysisError(f"memory is {memory!r}; give bytes, or a text such as '512MiB' or '1GiB'")
+    return int(value)
+
+
+def _task(model: Any, data: Any, s: Settings) -> tuple[Any, Any, Any]:
+    """The task of a model, its batches, and what looks after a detector's."""
+    if host_of(model) is None and not isinstance(getattr(unwrap(model), "yaml", None), dict):
+        if isinstance(data, (str, Path)):
+            raise AnalysisError(f"data is {str(data)!r}; give batches of (images, class indices), such as a DataLoader")
+        return Classification(s.metrics), data, None
+    from analysis.detection_task import open_task
+
+    return open_task(model, data, s)  # type: ignore[no-any-return]
+
+
+def _tensors(members: Sequence[Unit]) -> list[str]:
+    return [name for unit in members for name in unit.tensors]
+
+
+def _held(members: Sequence[Unit]) -> tuple[list[str], list[str]]:
+    return [path for unit in members for path in unit.paths], _tensors(members)
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    """Tells one model's weights from another's: names, and sums of values."""
+    total = sum(float(p.detach().double().sum()) for p in module.parameters())
+    squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
+    return f"{type(module).__name__} {total:.9g} {squares:.9g}"
+
+
+__all__ = ["FULL", "Settings", "Study", "settings_of", "units_of"]

@@ -1,0 +1,192 @@
+"""Treatments: what a unit's values are exchanged for, and how far these are from the trained ones.
+
+Zhang, Bengio and Singer (JMLR 2022, arXiv:1902.01996), section 2: re-initialisation sets a unit back to its values at a
+kept checkpoint, re-randomisation draws them anew from the distribution they started with. Apart from measuring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from analysis.parts import Unit
+from analysis.perturb import Places
+from analysis.states import initial_state, read_states
+from surgeon.errors import AnalysisError
+from surgeon.host import Size, unwrap
+from surgeon.redrawing import FreshValues, fresh_model_values
+
+BatchNorm = Literal["keep", "reset", "recalibrate"]
+RERAND, INITIAL = "rerand", "0"
+SAME, ALMOST = 1e-6, 1e-2  # relative change of a block's input that passes for none, and for little
+Tensors = Mapping[str, Tensor]
+
+
+class Treatments:
+    """The values of each treatment, for any part of a model.
+
+    Args:
+        model: Trained; it is only read.
+        initial: The state training began with, if kept (as of ``analysis.states.read_states``).
+        checkpoints: More kept states, likewise; one of label "0" is the initial one.
+        draws: Fresh draws of re-randomisation; 0 leaves it out.
+        batchnorm: What becomes of running statistics: "keep" the trained ones, "reset" them to those of the state or
+            draw, or "recalibrate" them.
+        seed: Of the draws.
+
+    Attributes:
+        names: In order: "rerand", then the labels of the states.
+        draws: Of re-randomisation.
+        initial: The initial state, or None.
+        missing: Parameters that nothing says how to draw: name and reason.
+        notes: What is worth saying.
+
+    Raises:
+        AnalysisError: For settings that are none, or states that are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        initial: Any = None,
+        checkpoints: Any = (),
+        draws: int = 1,
+        batchnorm: BatchNorm = "keep",
+        seed: int = 0,
+    ) -> None:
+        if batchnorm not in get_args(BatchNorm):
+            raise AnalysisError(f"batchnorm is {batchnorm!r}; it is one of {', '.join(get_args(BatchNorm))}")
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 0:
+            raise AnalysisError(f"draws is {draws!r}; give a number of draws, 0 to leave re-randomisation out")
+        self.model, self.batchnorm, self.seed, self.draws = unwrap(model), batchnorm, seed, draws
+        self.notes: list[str] = []
+        self.states: dict[str, Tensors] = self._read(model, initial, checkpoints)
+        self.initial = self.states.get(INITIAL)
+        self._fresh: list[FreshValues] = [fresh_model_values(model, seed + i) for i in range(draws)]
+        self.missing = self._fresh[0].missing if draws else {}
+        self.names = [*([RERAND] if draws else []), *self.states]
+        if not self.names:
+            raise AnalysisError("there is nothing to do: draws is 0, and no initial state or checkpoint is given")
+        if self.initial is None:
+            self.notes.append(
+                "no initial weights were given, so there is no re-initialisation to the start of training "
+                "(a pretrained checkpoint has none; keep them with train.keep_epochs: [0])"
+            )
+        if draws:
+            self.notes.append(f"re-randomised values come from {self._fresh[0].source}")
+
+    def _read(self, model: Any, initial: Any, checkpoints: Any) -> dict[str, Tensors]:
+        states: dict[str, Tensors] = {}
+        if initial is not None:
+            states[INITIAL] = initial_state(initial, model)
+        nothing = checkpoints is None or (isinstance(checkpoints, (tuple, list)) and not checkpoints)
+        for label, state in ({} if nothing else read_states(checkpoints, model)).items():
+            states.setdefault(label, state)
+        parameters = dict(self.model.named_parameters())
+        for label in list(states):
+            if all(_equal(states[label][name], p) for name, p in parameters.items() if name in states[label]):
+                del states[label]
+                self.notes.append(f"the state '{label}' is the model as it is, and is left out")
+        return states
+
+    def number_of_draws(self, treatment: str) -> int:
+        """How often a treatment is drawn."""
+        return self.draws if treatment == RERAND else 1
+
+    def state(self, treatment: str, draw: int = 0) -> Tensors:
+        """All values of a treatment."""
+        return self._fresh[draw].values if treatment == RERAND else self.states[treatment]
+
+    def why_not(self, treatment: str, tensors: Sequence[str]) -> str | None:
+        """Why a part with these tensors cannot be treated so; None where it can."""
+        if treatment != RERAND:
+            return None
+        return next((f"{name}: {self.missing[name]}" for name in tensors if name in self.missing), None)
+
+    def values(self, treatment: str, draw: int, parameters: Sequence[str], buffers: Sequence[str]) -> Tensors:
+        """What to exchange in a part with these parameters and buffers."""
+        state = self.state(treatment, draw)
+        names = [*parameters, *buffers] if self.batchnorm == "reset" else parameters
+        return {name: state[name] for name in names if name in state}
+
+    def distances(self, treatment: str, parameters: Sequence[str]) -> dict[str, float | None]:
+        """Root mean square and largest difference, over all values of a part, of trained to treated to initial ones.
+
+        Equation in section 3.1 of the paper; of several draws the mean.
+        """
+        own = dict(self.model.named_parameters())
+        draws = range(self.number_of_draws(treatment) if treatment in self.names else 0)
+        moved = [_distance([(own[n], self.state(treatment, i)[n]) for n in parameters]) for i in draws]
+        start = self.initial
+        since = (
+            [_distance([(self.state(treatment, i)[n], start[n]) for n in parameters]) for i in draws]
+            if start is not None and draws
+            else [_distance([(own[n], start[n]) for n in parameters])] * (start is not None)
+            if start is not None
+            else []
+        )
+        names = ("rms_distance", "linf_distance", "rms_from_initial", "linf_from_initial")
+        moved = moved or [(0.0, 0.0)]
+        pairs = [*(_mean([pair[i] for pair in moved]) for i in (0, 1)), *(_mean([p[i] for p in since]) for i in (0, 1))]
+        return dict(zip(names, pairs, strict=True))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.detach().cpu().to(other.dtype), other.detach().cpu())
+
+
+def _distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    squares, count, largest = 0.0, 0, 0.0
+    for one, other in pairs:
+        gap = (one.detach().cpu().double() - other.detach().cpu().double()).abs()
+        squares, count = squares + float(gap.square().sum()), count + gap.numel()
+        largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
+    return math.sqrt(squares / max(count, 1)), largest
+
+
+def starts_as_identity(places: Places, unit: Unit, values: Tensors, size: Size) -> str:
+    """Say so where a unit with these values passes on its input; "" where it does not.
+
+    Such a block, whose last norm starts at zero as timm's do, is robust to re-randomisation whatever it has learnt.
+    The model is in evaluation mode, and is put back by the caller.
+    """
+    if not unit.residual or len(unit.paths) != 1:
+        return ""
+    seen: list[tuple[Tensor, Tensor]] = []
+    module = places.model.get_submodule(unit.path)
+    before = module.register_forward_pre_hook(lambda _, given: seen.append((given[0].detach().clone(), given[0])))
+    behind = module.register_forward_hook(lambda _, given, answer: seen.append((answer, answer)))
+    generator = torch.Generator().manual_seed(0)
+    like = next(iter(places.tensors.values()))
+    image = torch.rand(1, *size, generator=generator).to(like.device, _float(places.model))
+    try:
+        with places.replaced(values):
+            places.model(image)
+    finally:
+        before.remove()
+        behind.remove()
+    return _words(seen, values)
+
+
+def _float(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _words(seen: Sequence[tuple[Tensor, Tensor]], values: Tensors) -> str:
+    given, answer = (seen[0][0], seen[1][0]) if len(seen) >= 2 else (None, None)
+    if isinstance(given, Tensor) and isinstance(answer, Tensor) and given.shape == answer.shape:
+        change = float((answer - given).float().norm() / given.float().norm().clamp_min(1e-12))
+        if change < SAME:
+            return "identity at initialisation"
+        if change < ALMOST:
+            return f"almost the identity at initialisation (changes its input by {change:.1%})"
+    zero = [name for name, value in values.items() if name.endswith("weight") and not value.any()]
+    return f"its branch starts at zero ({zero[0]})" if zero else ""
