@@ -82,13 +82,19 @@ class Study:
         self.complete = True
         self._identities: dict[tuple[str, str], str] = {}
 
-    def measure(self, parts: Mapping[str, Sequence[Unit]], name: str, whole: bool = False) -> Measures:
+    def measure(
+        self, parts: Mapping[str, Sequence[Unit]], name: str, whole: bool = False, data: Iterable[Any] | None = None
+    ) -> Measures:
         """Treat each part in every way, and measure.
 
         Args:
             parts: Units that are treated together, by a name of theirs.
             name: Of the analysis, which its ledger is about.
             whole: Treat the model as a whole too.
+            data: Other batches than all.
+
+        Raises:
+            KeyboardInterrupt: When that came before the first batch was done, so that there is nothing to tell.
         """
         everything = {**parts, **({WHOLE: self.units} if whole else {})}
         cells = [
@@ -99,6 +105,7 @@ class Study:
         ]
         variants = [self._variant(everything[p], p, t, i) for p, t, count in cells for i in range(count)]
         plan = self._plan({part: _held(members) for part, members in parts.items()}, variants, name)
+        plan.data = self.data if data is None else data
         if self.detector is not None:
             with self.detector:
                 readings, self.complete = sweep(plan)
@@ -106,7 +113,7 @@ class Study:
             readings, self.complete = sweep(plan)
         self.plan_notes += [note for note in plan.notes if note not in self.plan_notes]
         if not readings.images(FINAL):
-            raise KeyboardInterrupt  # before a single batch was done: there is nothing to tell
+            raise KeyboardInterrupt
         loaded = sum(world().gathered(plan.loaded))
         if self.detector is not None:
             return self.detector.measures(readings, cells, self.settings.tolerance, self.settings.seed, loaded)  # type: ignore[no-any-return]
@@ -152,7 +159,7 @@ class Study:
         return Plan(
             model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
             memory=_bytes(s.memory), stop=_confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
-            ledger=None if s.ledger is None else Ledger(s.ledger, about), progress=s.progress,
+            ledger=None if s.ledger is None else Ledger(_ledger(s.ledger, name), about), progress=s.progress,
             calibration=s.calibration if s.batchnorm == "recalibrate" else None,
             amp=None if s.amp is None else TYPES[s.amp],
         )  # fmt: skip
@@ -250,6 +257,12 @@ def _task(model: Any, data: Any, s: Settings) -> tuple[Any, Any, Any]:
     from analysis.detection_task import open_task
 
     return open_task(model, data, s)  # type: ignore[no-any-return]
+
+
+def _ledger(path: str | Path, name: str) -> Path:
+    """Analyses of several sweeps keep one ledger for each."""
+    _first, _, step = name.partition(" ")
+    return Path(path) if not step else Path(path).with_name(f"{Path(path).name}.{step}")
 
 
 def _tensors(members: Sequence[Unit]) -> list[str]:
