@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -266,9 +266,11 @@ def _distances(rows: Sequence[Row], column: str, name: str) -> Grid:
     return Grid(names, treatments, cells, name + scale)
 
 
-def _ordered(rows: Iterable[Row], key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and treatments in their order, the full model and the untouched net last."""
-    names, treatments = (list(dict.fromkeys(str(row[k]) for row in rows)) for k in (key, "treatment"))
+def _ordered(rows: Sequence[Row], key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and treatments in their order, the full model and the untouched net last; some may lack a treatment."""
+    names = list(dict.fromkeys(str(row[key]) for row in rows))
+    each = [[str(row["treatment"]) for row in rows if str(row[key]) == name] for name in names]
+    treatments = list(dict.fromkeys(treatment for several in sorted(each, key=len)[::-1] for treatment in several))
     for several, last in ((names, FULL), (treatments, UNTOUCHED)):
         if last in several:
             several.append(several.pop(several.index(last)))

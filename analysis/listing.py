@@ -12,17 +12,19 @@ from typing import Any
 from analysis.result import Row, as_text, is_numeric
 
 FEW = 12  # rows; of more, columns that are the same in each are said once
+MOST = 2000  # rows that are shown
 ENDS = ("_low_95", "_high_95")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Heads, whether each column is of numbers, cells in words, and what is the same in every row."""
+    """Heads, whether each column is of numbers, cells in words, and what is the same in every row; of how many rows."""
 
     heads: list[str]
     numeric: list[bool]
     rows: list[list[str]]
     same: list[tuple[str, str]]
+    count: int
 
 
 def listed(rows: Sequence[Row]) -> Listing:
@@ -44,8 +46,9 @@ def listed(rows: Sequence[Row]) -> Listing:
     return Listing(
         [_head(key) + (" (95%)" if pair else "") for key, pair in zip(shown, pairs, strict=True)],
         [all(is_numeric(row.get(key)) for row in rows) for key in shown],
-        [[_text(row, key, pair) for key, pair in zip(shown, pairs, strict=True)] for row in rows],
+        [[_text(row, key, pair) for key, pair in zip(shown, pairs, strict=True)] for row in rows[:MOST]],
         same,
+        len(rows),
     )
 
 
@@ -53,9 +56,13 @@ def _head(key: str) -> str:
     return str(key).replace("_", " ")
 
 
+def _end(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else as_text(value)
+
+
 def _text(row: Row, key: str, interval: bool = False) -> str:
     value: Any = row.get(key)
     if not interval or value is None or any(row.get(key + end) is None for end in ENDS):
         return as_text(value)
-    low, high = (as_text(row[key + end]) for end in ENDS)
+    low, high = (_end(row[key + end]) for end in ENDS)
     return f"{as_text(value)} ({low} to {high})"

@@ -114,7 +114,7 @@ def write_report(
     text = page.get_template("report.html").render(title=heading, chapters=chapters, notes=notes, written=versions())
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(Path(path), text.encode())
+        replace_file(Path(path), text.encode(errors="replace"))
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}; name a file in a folder of yours") from error
     return Path(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from analysis.result import Result
@@ -20,8 +21,10 @@ FREE = {"seed", "command", "versions", "complete", "device", "date", "seconds"} 
 def by_seed(results: Sequence[Result]) -> list[list[Result]]:
     """Put results together that differ in nothing but their seed; the others stay alone, in order.
 
-    The seed is that of the settings, or stands in a path as ``seed_3``: in the settings, or that of the file. Results
-    without settings stay alone: nothing tells that they belong together; so do two of the same seed.
+    The seed is that of the settings, or stands in a path as ``seed_3``: in the settings, or that of the file. Together
+    are results of one kind, equal settings, and units of equal size, whose files lie in one folder or in folders that
+    differ in a number standing for the seed. Results without settings stay alone: nothing tells that they belong
+    together; so do two of the same seed.
 
     Example:
         >>> one, two = (StoredResult("robustness", "r", [], settings={"model": "a", "seed": seed}) for seed in (0, 1))
@@ -30,10 +33,11 @@ def by_seed(results: Sequence[Result]) -> list[list[Result]]:
     """
     groups: dict[str, list[Result]] = {}
     for place, result in enumerate(results):
-        source = result.source if isinstance(result, StoredResult) else ""
-        where = SEEDED.sub("seed", source) if SEEDED.search(source) else ""
+        source = PurePosixPath(result.source if isinstance(result, StoredResult) else "")
+        where = ["seed" if part.isdigit() else SEEDED.sub("seed", part) for part in source.parent.parts]
+        sizes = sorted({f"{row.get('unit', row.get('group'))} {row.get('params')}" for row in result.rows})
         settings = json.dumps(_seedless(result.settings), sort_keys=True, default=str) if result.settings else place
-        groups.setdefault(f"{result.kind} {where} {settings}", []).append(result)
+        groups.setdefault(f"{result.kind} {where} {sizes} {settings}", []).append(result)
     found = []
     for several in groups.values():
         seeds = [seed_of(result) for result in several]
@@ -55,7 +59,8 @@ def seed_of(result: Result) -> str:
     own = result.settings.get("seed")
     if not inside:
         return f"seed {own}" if own is not None else ""
-    return ", ".join(inside) + (f", seed {own}" if own else "")
+    told = {re.sub(r"\D", "", words) for words in inside}
+    return ", ".join(inside) + (f", seed {own}" if own and str(own) not in told else "")
 
 
 def _seedless(value: Any) -> Any:

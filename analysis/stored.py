@@ -80,13 +80,27 @@ def read_result(path: str | Path, source: str = "") -> StoredResult:
         ...     read_result(file).title
         'three layers'
     """
+    return as_result(read_json(path), str(path), source)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        AnalysisError: When it cannot be read or is no JSON.
+
+    Example:
+        >>> read_json("no/such.json")
+        Traceback (most recent call last):
+        ...
+        surgeon.errors.AnalysisError: no/such.json cannot be read: No such file or directory; ...
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise AnalysisError(f"{path} cannot be read: {error.strerror}; name a result's JSON file") from error
     except (ValueError, RecursionError) as error:
         raise AnalysisError(f"{path} is no JSON: {error}; it may be cut short, write it again") from error
-    return as_result(content, str(path), source)
 
 
 def as_result(content: Any, path: str, source: str = "") -> StoredResult:

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,7 +116,8 @@ def figure_svg(figure: Figure, salt: str, label: str) -> Markup:
     """
     figure.suptitle("").set_in_layout(False)
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

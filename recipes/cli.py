@@ -15,6 +15,7 @@ import typer
 
 from recipes.analyze_cli import analyze
 from recipes.guarding import Command, guarded
+from recipes.report_cli import REPORT, report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -225,6 +226,9 @@ def _run(
         recipes.repeat(recipe, range(seed or 0, (seed or 0) + seeds), out, resume=resume)
     else:
         recipes.run(recipe, out, resume=resume)
+
+
+command(examples=REPORT)(report)
 
 
 @command(examples="surgeon ops")
