@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis.grouping import Wanted, groups_of
-from analysis.judging import Measures
+from analysis.judging import Measures, pivot
 from analysis.result import Result, Row
 from analysis.studying import Settings, Study, settings_of
 from analysis.unit_names import Unit
@@ -30,6 +30,9 @@ class JointRobustness(Result):
         self.treatments = list(dict.fromkeys(row["treatment"] for row in rows))
         self.primary, self.tolerance = str(settings["primary"]), float(settings["tolerance"])
         self.complete = bool(settings["complete"])
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, pivot(self.rows, "group", self.primary), self.summary])
 
     def figure(self) -> Figure:
         """Groups x treatments (Figs. 8 to 10 of the paper)."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis.intervals import Verdict, paired_bootstrap, verdict, wilson
 from analysis.readings import FINAL, Readings
 from analysis.result import Row
+from surgeon.table import si, table
 
 Interval = tuple[float, float]
 
@@ -58,6 +59,25 @@ class Judged:
             "verdict": (self.decided or "-") if verdict else "-",
             "sd_over_draws": self.spread,
         }
+
+
+def pivot(rows: Sequence[Row], key: str, primary: str) -> str:
+    """A table with a line per unit or group and a column per treatment: the metric, and the verdict beside it.
+
+    Example:
+        >>> row = {"unit": "stem", "params": 1200, "treatment": "rerand", "error": 0.5, "verdict": "critical"}
+        >>> print(pivot([row], "unit", "error"))
+        unit  params  rerand
+        stem   1.20k  50.00% critical
+    """
+    columns = list(dict.fromkeys(row["treatment"] for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        words = "-" if row[primary] is None else f"{row[primary]:.2%}" if primary == "error" else f"{row[primary]:.4f}"
+        line = lines.setdefault(row[key], {key: row[key], "params": si(row["params"])})
+        line[row["treatment"]] = words if row["verdict"] == "-" else f"{words} {row['verdict']}"
+    head = [key, "params", *columns]
+    return table(head, [[line.get(column, "-") for column in head] for line in lines.values()], frozenset({"params"}))
 
 
 class Measures(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.judging import Judged, Measures
+from analysis.judging import Judged, Measures, pivot
 from analysis.parts import Level, Unit
 from analysis.result import Result, Row
 from analysis.studying import FULL, Settings, Study, settings_of
@@ -44,6 +44,9 @@ class Robustness(Result):
         from analysis.heatmap import heatmap
 
         return heatmap(self)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, pivot(self.rows, "unit", self.primary), self.summary])
 
     def share_robust(self, treatment: str) -> float:
         """Share of the parameters that lie in units robust to a treatment, 0 to 1."""
@@ -142,6 +145,14 @@ def robustness(
         row for name, members in {**parts, WHOLE: study.units}.items() for row in _rows(study, measures, name, members)
     ]
     return Robustness(rows, _summary(study, measures, rows), settings_of(study, measures))
+
+
+def _nothing_learnt(study: Study, measures: Measures) -> list[str]:
+    """A note where the whole model drawn anew does no worse: then every unit is robust, and that says nothing."""
+    whole = measures.of(WHOLE, "rerand")
+    if whole.difference is None or whole.difference > study.settings.tolerance:
+        return []
+    return ["the whole model re-randomised does no worse, so the model has learnt nothing about these data"]
 
 
 def _rows(study: Study, measures: Measures, name: str, members: Sequence[Unit]) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recipes.guarding import guarded
+from recipes.robustness_cli import ROBUSTNESS, robustness
 
 if TYPE_CHECKING:
     from analysis import DetectionErrors, Detections, Result
@@ -22,7 +23,7 @@ DETECTION = (
 analyze = typer.Typer(
     name="analyze",
     help="See inside a network: what it finds and misses, in tables, figures and pages.",
-    epilog=f"Examples: {DETECTION}",
+    epilog=f"Examples: {ROBUSTNESS} | {DETECTION}",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -31,9 +32,7 @@ Net = Annotated[str, typer.Argument(help="A .pt file, stock or operated, a folde
 Other = Annotated[str | None, typer.Argument(help="Another, to be compared on the same images.")]
 
 
-@analyze.callback()
-def _group() -> None:
-    """Keep the name of the analysis even while there is one."""
+analyze.command(epilog=f"Examples: {ROBUSTNESS}")(guarded(robustness))
 
 
 @analyze.command(epilog=f"Examples: {DETECTION}")
@@ -62,7 +61,7 @@ def detection(
     import analysis
 
     names = _two(labels)
-    _try(out)
+    try_folder(out)
     nets = _open([name for name in (model, other) if name is not None], data, split, similar)
     settings: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "latency": latency}
     settings |= {"resamples": resamples, "seed": seed}
@@ -70,14 +69,14 @@ def detection(
     errors: Any
     if len(nets) == 1:
         scores = analysis.detection(nets[0], data, **settings)
-        _write(scores, out, "detection")
+        write_result(scores, out, "detection")
         errors, images = _errors(scores.found, similar), scores.found.images
     else:
         scores = analysis.compare_detection(nets[0], nets[1], data, labels=names, **settings)
-        _write(scores, out, "detection")
+        write_result(scores, out, "detection")
         one, two = (_errors(each.found, similar) for each in (scores.first, scores.second))
         errors, images = one.beside(two, names), scores.first.found.images
-    _write(errors, out, "errors")
+    write_result(errors, out, "errors")
     errors.samples(out / "samples.html", images, samples, seed)
     typer.echo(f"written to {out}: detection and errors (.json .csv .png .html), samples.html")
 
@@ -93,7 +92,7 @@ def _open(names: list[str], data: str, split: str, similar: str | None) -> list[
     return [open_detector(name, classes=len(classes)) for name in names]
 
 
-def _try(out: Path) -> None:
+def try_folder(out: Path) -> None:
     """See that the folder can be written to, before anything that takes time; a new one is gone again."""
     from surgeon.errors import SurgeonError
     from surgeon.storage import replace_file
@@ -124,7 +123,8 @@ def _errors(found: Detections, similar: str | None) -> DetectionErrors:
     return analysis.detection_errors(found.predictions, found.targets, similar=similar, names=found.names)
 
 
-def _write(result: Result, out: Path, name: str) -> None:
+def write_result(result: Result, out: Path, name: str, page: bool = True) -> None:
+    """Print a result, and write it as JSON, CSV and picture; as a page of its own too, where asked for."""
     import io
 
     from surgeon.storage import replace_file
@@ -136,4 +136,5 @@ def _write(result: Result, out: Path, name: str) -> None:
     image = io.BytesIO()
     result.figure().savefig(image, format="png", dpi=150)
     replace_file(out / f"{name}.png", image.getvalue())
-    result.report(out / f"{name}.html")
+    if page:
+        result.report(out / f"{name}.html")

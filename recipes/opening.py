@@ -120,7 +120,7 @@ def validation_images(data: str, model: nn.Module, root: str | None = None, batc
     detector, path = is_object(model), Path(data)
     unknown_yaml = path.suffix in YAML and not detector  # of a classifier it can only be meant as a recipe
     a_recipe = not is_data_yaml(path) if path.is_file() else unknown_yaml or data in shipped()
-    recipe = load(data) if a_recipe else _images_recipe(data, model, root, detector)
+    recipe = load(data) if a_recipe else images_recipe(data, model, root, detector)
     if recipe.data is None:
         raise RecipeError(f"recipe '{data}' has no data section; name a data set, such as digits or folder:PATH")
     if detector != isinstance(recipe, DetectorRecipe):
@@ -131,8 +131,12 @@ def validation_images(data: str, model: nn.Module, root: str | None = None, batc
     return batch(source, model, batch_size=min(batch_size, len(source.train))).val
 
 
-def _images_recipe(data: str, model: nn.Module, root: str | None, detector: bool) -> RecipeFile:
-    """Return a recipe with nothing but images."""
+def images_recipe(data: str, model: nn.Module, root: str | None = None, detector: bool = False) -> RecipeFile:
+    """Return a recipe with nothing but images.
+
+    Raises:
+        RecipeError: When the images are not for that kind of model.
+    """
     of_classifiers = data in SPECIAL_DATASETS or data.startswith(PREFIXES)
     of_detectors = data == DIGITS or data.endswith(YAML)
     if of_classifiers if detector else of_detectors:
