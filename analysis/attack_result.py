@@ -5,7 +5,6 @@ Apart from `attacking`, which counts.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.attack_settings import Settings
+from analysis.intervals import wilson
 from analysis.result import Result, Row
 
 CLEAN = "clean"
-Z95 = 1.959963984540054  # of the normal distribution, 95% in the middle
 
 
 @dataclass
@@ -54,19 +53,6 @@ class Adversarial(Result):
         return figure
 
 
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of ``number`` images.
-
-    Example:
-        >>> [round(end, 4) for end in wilson(0.9, 100)]
-        [0.8256, 0.9448]
-    """
-    spread = Z95**2 / number
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / number + spread / number / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def rows_of(counts: Sequence[Count], settings: Settings) -> list[Row]:
     """One row for clean images, one per attack; accuracies are means over repeats."""
     return [_row(name, counts, settings) for name in (CLEAN, *settings.attacks)]
@@ -76,7 +62,7 @@ def _row(name: str, counts: Sequence[Count], settings: Settings) -> Row:
     strength, images = settings.strength, counts[0].images
     shares = [count.right[name] / count.images for count in counts]
     accuracy, clean = statistics.fmean(shares), sum(count.right[CLEAN] for count in counts)
-    low, high = wilson(accuracy, images)
+    low, high = wilson(round(accuracy * images), images)
     how: dict[str, tuple[float, int, float | None, int | None]] = {
         CLEAN: (0.0, 0, None, None),
         "fgsm": (strength.epsilon, 1, strength.epsilon, strength.eot),
@@ -120,6 +106,6 @@ def _plain_name(row: Row) -> str:
 def _named(row: Row) -> str:
     if row["attack"] == CLEAN:
         return CLEAN
-    steps = f", {row['steps']} steps" if row["steps"] > 1 else ""
+    steps = f" ({row['steps']} steps)" if row["steps"] > 1 else ""
     name = str(row["attack"]).upper()
     return name + steps + (f"\nmean of {row['eot']} gradients" if row["eot"] > 1 else "")

@@ -19,11 +19,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn import functional
 
 from analysis.attack_result import CLEAN, Adversarial, Count, rows_of, summary_of
 from analysis.attack_settings import Scale, Settings, scale
-from analysis.attacks import Batch, Loss, Norm, attack, captum_robust, logits_of
+from analysis.attacks import Batch, Loss, Norm, attack, captum_robust, cross_entropy, logits_of
 from analysis.perturb import uninterrupted, untouched
 from surgeon.errors import AnalysisError
 from surgeon.host import host_of
@@ -73,7 +72,8 @@ def adversarial(
         mean: The data were normalised with, per channel; of the model's ``pretrained_cfg`` by default, else 0.
         std: As mean; else 1.
         seed: Of random starts; a network's own random layers go on from where they stand.
-        loss: Of (logits, classes), for each image or as one number; cross-entropy by default.
+        loss: Of (logits, classes), for each image or as one number; cross-entropy by default, in a form whose gradient
+            a confident network does not round to zero (`attacks.cross_entropy`).
         max_images: Use the first images only.
 
     Raises:
@@ -97,7 +97,7 @@ def adversarial(
     captum_robust()
     scaled = scale(model, mean, std)
     with untouched(model), _fixed(model), torch.inference_mode(False), torch.enable_grad():
-        counted = list(_repeats(model, data, settings, scaled, loss or _cross_entropy))
+        counted = list(_repeats(model, data, settings, scaled, loss or cross_entropy))
     name = "cross_entropy" if loss is None else getattr(loss, "__name__", type(loss).__name__)
     return _result(model, counted, settings, scaled, name)
 
@@ -219,10 +219,6 @@ def _seed(*parts: Any) -> None:
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def _result(model: nn.Module, counts: list[Count], settings: Settings, scaled: Scale, loss: str) -> Adversarial:

@@ -18,20 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import surgeon
-from analysis.attack_result import Adversarial, wilson
+from analysis.attack_result import Adversarial
 from analysis.attack_settings import scale
 from analysis.attacking import adversarial
-from analysis.attacks import Batch, Strength, attack
+from analysis.attacks import Batch, Strength, attack, cross_entropy
 from surgeon.errors import AnalysisError
 from tests.contracts import Snapshot
 
 pytest.importorskip("captum.robust")
 MEAN, STD = 0.3, 0.37
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def linear(pixels: int, classes: int = 3) -> nn.Sequential:
@@ -105,6 +101,23 @@ def test_a_step_does_not_stop_at_small_gradients() -> None:
     with pytest.warns(UserWarning, match="did not already require gradients"):
         stock = captum.robust.FGSM(model, cross_entropy).perturb(pixels.clone(), 0.25, target=targets)
     assert torch.equal(stock, pixels)
+
+
+def test_cross_entropy_is_that_of_torch_but_for_its_gradient() -> None:
+    spread = torch.tensor([1.0, 10, 40, 80])[:, None]
+    logits, targets = torch.rand(4, 5), torch.zeros(4, dtype=torch.int64)
+    logits[:, :1] += spread  # the right class is ahead, by up to 80
+    wanted = torch.softmax(logits.double(), 1)
+    wanted[:, 0] = -wanted[:, 1:].sum(1)
+    near = logits.clone().requires_grad_()
+    losses = cross_entropy(near, targets)
+    assert torch.allclose(losses, functional.cross_entropy(logits, targets, reduction="none"), atol=1e-5)
+    (slope,) = torch.autograd.grad(losses.sum(), near)
+    assert torch.allclose(slope.double(), wanted, rtol=1e-4, atol=0)
+    (stock,) = torch.autograd.grad(functional.cross_entropy(near, targets, reduction="sum"), near)
+    assert stock[-1, 0] == 0 != slope[-1, 0]
+    behind = torch.tensor([[0.0, 100.0]])
+    assert float(cross_entropy(behind, targets[:1])) == 100
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0)])
@@ -305,7 +318,6 @@ def test_rows(digits: tuple[nn.Module, Batches], tmp_path: Path) -> None:
         exact = binomtest(round(row["accuracy"] * 50), 50).proportion_ci(method="wilson")
         assert (row["accuracy_low_95"], row["accuracy_high_95"]) == pytest.approx((exact.low, exact.high))
         assert row["sd_over_repeats"] is None
-    assert wilson(0.0, 5)[0] == 0 and wilson(1.0, 5)[1] == 1
     content = json.loads(found.to_json(tmp_path / "a.json"))
     assert content["kind"] == "adversarial" and content["rows"] == found.rows
     assert content["settings"]["step_size"] == 0.0625 and content["settings"]["mean"] == [MEAN]

@@ -22,7 +22,7 @@ CLASSIFIERS = [name for name, path in shipped().items() if "{yolo: " not in path
 
 def test_all_are_found() -> None:
     files = sorted(ZOO.glob("*.yaml"))
-    assert len(files) == len(shipped()) == 13 and len(CLASSIFIERS) == 7  # the others: test_detect_zoo.py
+    assert len(files) == len(shipped()) == 15 and len(CLASSIFIERS) == 9  # the others: test_detect_zoo.py
     assert all(path.stem in shipped() for path in files)
     assert sorted(ZOO.rglob("*.yaml")) == sorted([*files, *(ZOO / "models").glob("*.yaml")])
 
