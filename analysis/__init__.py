@@ -1,6 +1,7 @@
 """analysis: see inside a vision network. Every function answers a result with rows, a figure and a report."""
 
-from analysis.attacking import Adversarial, adversarial
+from analysis.attack_result import Adversarial
+from analysis.attacking import adversarial
 from analysis.detection_comparing import DetectionComparison, compare_detection
 from analysis.detection_diagnosis import DetectionErrors, ErrorsBeside, detection_errors
 from analysis.detection_running import Detections, detect

@@ -165,10 +165,10 @@ class Study:
         )  # fmt: skip
 
 
-def units_of(model: Any, wanted: Level | Sequence[Unit]) -> list[Unit]:
+def units_of(model: Any, wanted: str | Sequence[Unit]) -> list[Unit]:
     """The units a user named: by level, or as a list of them."""
     if isinstance(wanted, str):
-        return find_units(model, wanted)
+        return find_units(model, wanted)  # type: ignore[arg-type]
     found = list(wanted)
     if not found or not all(isinstance(unit, Unit) for unit in found):
         raise AnalysisError(f"units: give one of {', '.join(get_args(Level))}, or a list from analysis.units(model)")

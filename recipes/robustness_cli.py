@@ -70,6 +70,7 @@ def robustness(
     """
     import analysis
     from analysis.grouping import groups_of
+    from analysis.studying import units_of
     from recipes.processes import processes
     from recipes.viewing import view_model
 
@@ -88,7 +89,7 @@ def robustness(
         if batchnorm == "recalibrate":
             settings["calibration"] = _calibration(viewed, data, root, batch_size, seed, calibration)
         if joint:
-            groups_of(analysis.units(viewed.model, units), joint)  # refused before anything takes time
+            groups_of(units_of(viewed.model, units), joint)  # refused before anything takes time
         jobs: dict[str, Any] = {
             "robustness": lambda **more: analysis.robustness(viewed.model, batches, stop=stop, **settings, **more)
         }
