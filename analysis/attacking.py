@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from analysis.attack_result import CLEAN, Adversarial, Count, rows_of, summary_of
+from analysis.attack_result import CLEAN, Count, rows_of, summary_of
+from analysis.attack_result import Adversarial as Adversarial
 from analysis.attack_settings import Scale, Settings, scale
 from analysis.attacks import Batch, Loss, Norm, attack, captum_robust, cross_entropy, logits_of
 from analysis.perturb import uninterrupted, untouched
