@@ -12,7 +12,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.grids import DIFFERS, FULL, PERCENT, UNTOUCHED, Grid, number, primary, robustness_grid, short
+from analysis.gridding import primary, robustness_grid
+from analysis.grids import DIFFERS, FULL, PERCENT, UNTOUCHED, Grid, number, short
 from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
@@ -71,8 +72,10 @@ def curve(result: Result) -> Figure:
     figure = _figure(result.title)
     axes = figure.subplots()
     treatments = list(dict.fromkeys(row["treatment"] for row in result.rows))
-    for place, treatment in enumerate(treatments):
-        mine = [row for row in result.rows if row["treatment"] == treatment]
+    for place, treatment in enumerate([t for t in treatments if t != UNTOUCHED] or treatments):
+        mine = [
+            row for row in result.rows if row["treatment"] in (treatment, UNTOUCHED)
+        ]  # every curve starts untouched
         rows = [row for row in mine if None not in (number(row.get(measure)), number(row["share_of_params"]))]
         _one_curve(axes, rows, measure, HUES[place % NAMED], treatment)
     _tolerated(axes, result, measure)
@@ -162,7 +165,11 @@ def _one_curve(axes: Any, rows: Sequence[Row], measure: str, colour: str, treatm
         if None not in ends:
             axes.plot([share, share], [PERCENT * (end or 0.0) for end in ends], color=colour, linewidth=1, alpha=0.7)
         mark: dict[str, Any] = {"markersize": 6, "color": colour, "linestyle": "none"}
-        words = f"{row.get('units_treated', '?')} units, +{row.get('added', '?')}: {value:.2f}%, {row.get('verdict')}"
+        words = f"{row.get('units_treated', '?')} units, the last {row.get('added') or 'none'}: {value:.2f}%"
+        words += f", {row['verdict']}" if row.get("verdict") in MARKS else ""
+        if row.get("chosen") is True:
+            style = {"markersize": 13, "fillstyle": "none", "color": "black", "linestyle": "none"}
+            axes.plot([share], [value], marker="o", label="largest robust set", **style)
         axes.plot([share], [value], gid=f"tip:{words}", **mark, **_mark(row))
     for row in {row.get("verdict"): row for row in rows if row.get("verdict") in MARKS}.values():
         axes.plot([], [], label=row["verdict"], markersize=6, color=colour, linestyle="none", **_mark(row))

@@ -17,19 +17,8 @@ from matplotlib.lines import Line2D
 from analysis.curves import MARKS
 from analysis.curves import curve as curve
 from analysis.curves import lines as lines
-from analysis.grids import (
-    COLOURS,
-    DIFFERS,
-    FULL,
-    Grid,
-    cell_text,
-    distance_grids,
-    ink,
-    joint_grid,
-    mean_grid,
-    robustness_grid,
-    short,
-)
+from analysis.gridding import distance_grids, joint_grid, mean_grid, robustness_grid
+from analysis.grids import COLOURS, DIFFERS, FULL, Grid, cell_text, ink, short
 from analysis.result import Result, plain
 from surgeon.errors import AnalysisError
 

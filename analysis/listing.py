@@ -13,15 +13,16 @@ from analysis.result import Row, as_text, is_numeric
 
 FEW = 12  # rows; of more, columns that are the same in each are said once
 MOST = 2000  # rows that are shown
+LONG = 26  # letters of a cell; a longer one is broken into lines
 ENDS = ("_low_95", "_high_95")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Heads, whether each column is of numbers, cells in words, and what is the same in every row; of how many rows."""
+    """Heads, what each column holds (number, text, long), cells in words, what is the same in each of how many rows."""
 
     heads: list[str]
-    numeric: list[bool]
+    shapes: list[str]
     rows: list[list[str]]
     same: list[tuple[str, str]]
     count: int
@@ -43,13 +44,21 @@ def listed(rows: Sequence[Row]) -> Listing:
         same = [(_head(key), _text(rows[0], key)) for key in constant if _text(rows[0], key) not in ("", "-")]
         shown = [key for key in shown if key not in constant]
     pairs = [key + ENDS[0] in inner for key in shown]
+    cells = [[_text(row, key, pair) for key, pair in zip(shown, pairs, strict=True)] for row in rows]
+    columns = [[line[place] for line in cells] for place in range(len(shown))]
     return Listing(
         [_head(key) + (" (95%)" if pair else "") for key, pair in zip(shown, pairs, strict=True)],
-        [all(is_numeric(row.get(key)) for row in rows) for key in shown],
-        [[_text(row, key, pair) for key, pair in zip(shown, pairs, strict=True)] for row in rows[:MOST]],
+        [_shape(rows, key, column) for key, column in zip(shown, columns, strict=True)],
+        cells[:MOST],
         same,
         len(rows),
     )
+
+
+def _shape(rows: Sequence[Row], key: str, column: Sequence[str]) -> str:
+    if all(is_numeric(row.get(key)) for row in rows):
+        return "number"
+    return "long" if max(map(len, column), default=0) > LONG else "text"
 
 
 def _head(key: str) -> str:

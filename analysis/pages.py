@@ -14,17 +14,8 @@ from typing import Any
 import jinja2
 
 from analysis import bars, curves
-from analysis.grids import (
-    FULL,
-    PERCENT,
-    UNTOUCHED,
-    Grid,
-    distance_grids,
-    joint_grid,
-    mean_grid,
-    number,
-    robustness_grid,
-)
+from analysis.gridding import distance_grids, joint_grid, mean_grid, robustness_grid
+from analysis.grids import FULL, PERCENT, UNTOUCHED, Grid, number
 from analysis.listing import Listing, listed
 from analysis.result import Result, Row, versions
 from analysis.seeds import by_seed, seed_of
@@ -146,7 +137,9 @@ def _words(value: Any) -> str:
         return ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_words, value))
-    return {True: "yes", False: "no", None: "-"}.get(value, str(value)) if not isinstance(value, int) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
 
 
 def _pictures(result: Result, name: str) -> tuple[list[Picture], list[str]]:
@@ -159,17 +152,19 @@ def _pictures(result: Result, name: str) -> tuple[list[Picture], list[str]]:
 
 def _drawn(result: Result, name: str) -> list[Picture]:
     if result.kind == "robustness":
-        error = _heatmap(robustness_grid(result), "Error by unit and treatment")
+        grid = robustness_grid(result)
+        what = "Error" if grid.bright_is_high else "Average precision"
+        error = _heatmap(grid, f"{what} by unit and treatment")
         line = figure_svg(curves.lines(result), f"lines{name}", "one line per unit; the table has the numbers")
         far = [
             _heatmap(grid, "Distance of the weights" if not i else "") for i, grid in enumerate(distance_grids(result))
         ]
-        return [error, Picture("Error by treatment", line), *far]
+        return [error, Picture(f"{what} by treatment", line), *far]
     if result.kind == "joint_robustness":
-        return [_heatmap(joint_grid(result), "Error by group and treatment")]
+        return [_heatmap(joint_grid(result), "Groups by treatment")]
     if result.kind in DRAWN:
-        drawn = figure_svg(curves.curve(result), f"curve{name}", "error against the share of parameters re-set")
-        return [Picture("Error against the share of parameters re-set", drawn)]
+        drawn = figure_svg(curves.curve(result), f"curve{name}", "the price against the share of parameters re-set")
+        return [Picture("Parameters re-set together, and the price", drawn)]
     if isinstance(result, StoredResult):
         return [Picture("", figure_svg(bars.bars(result), f"bars{name}", result.title))]
     return [Picture("", figure_png(result.figure(), result.title))]

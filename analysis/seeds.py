@@ -15,7 +15,7 @@ from analysis.result import Result
 from analysis.stored import StoredResult
 
 SEEDED = re.compile(r"(?<![A-Za-z0-9])seed[_=-]?\d+")
-FREE = {"seed", "command", "versions", "complete", "device", "date", "seconds"}  # may differ between seeds
+FREE = {"seed", "command", "versions", "complete", "device", "date", "seconds", "images_loaded", "notes"}  # may differ
 
 
 def by_seed(results: Sequence[Result]) -> list[list[Result]]:

@@ -22,7 +22,7 @@ from analysis.grids import FULL, Grid, cell_text, ink, short
 
 CHAR = 7.3  # pixels, of a letter of 12 pixels in a wide font
 WIDTH, HEIGHT, GAP = 64, 27, 7  # pixels of a cell, and before the full model
-NARROW, ROOM = 21, 1090  # the smallest width of a cell, and of all cells where they are many
+NARROW, ROOM = 20, 1090  # the smallest width of a cell, and of all cells where they are many
 STEPS = 24  # of the scale of colours
 
 

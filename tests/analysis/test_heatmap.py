@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from analysis import heatmap
 from analysis.bars import bars
-from analysis.grids import Cell, Grid, cell_text, distance_grids, ink, joint_grid, mean_grid, robustness_grid
+from analysis.gridding import distance_grids, joint_grid, mean_grid, robustness_grid
+from analysis.grids import Cell, Grid, cell_text, ink
 from analysis.stored import StoredResult
 from surgeon.errors import AnalysisError
 from tests.analysis.rows import DEEP, FINAL, TREATMENTS, joint, robustness, search
@@ -243,6 +244,12 @@ def test_a_curve_with_its_tolerance() -> None:
     assert values["tolerance: 2 points"].get_ydata()[0] == pytest.approx(4)
     marks = [line.get_marker() for line in axes.lines if str(line.get_gid()).startswith("tip:")]
     assert marks == ["o"] * 4 + ["^"] * 2
+    start = {"step": 0, "added": "", "units_treated": 0, "share_of_params": 0.0, "treatment": "final", "error": FINAL}
+    chosen = search()
+    chosen.rows = [start | {"difference": 0.0, "verdict": "-"}, *chosen.rows[:3], chosen.rows[3] | {"chosen": True}]
+    with_start = {line.get_label(): line for line in heatmap.curve(chosen).axes[0].lines}
+    assert list(with_start["treatment 0"].get_xdata()) == pytest.approx([0, 10, 20, 30, 40])
+    assert with_start["largest robust set"].get_xdata()[0] == pytest.approx(40) and "treatment final" not in with_start
     lost = {line.get_label(): line for line in heatmap.curve(search("ap")).axes[0].lines}
     assert lost["tolerance: 2 points"].get_ydata()[0] == pytest.approx(78)
     result = search()

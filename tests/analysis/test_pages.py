@@ -91,6 +91,7 @@ def test_a_page_of_robustness_has_every_part(tmp_path: Path) -> None:
     maps = [attrs for attrs in read.of("svg") if attrs.get("class") == "map"]
     assert len(maps) == 3 and sum(attrs.get("class") == "plot" for attrs in read.of("svg")) == 1
     assert "layer1, 0: error 62.00% (61.00% to 63.00%), +60.00 points, critical" in read.texts
+    assert {"complete", "yes", "draws", "3"} <= set(read.texts)
     assert "@media print" in text and "prefers-color-scheme: dark" in text and "Partial" not in text
 
 
@@ -194,7 +195,7 @@ def test_tables_join_intervals_and_say_what_never_changes_once() -> None:
     table = listed(robustness().rows)
     assert table.heads[:5] == ["unit", "path", "params", "treatment", "draws"] and table.same == [("images", "450")]
     assert table.rows[0][5] == "0.62 (0.61 to 0.63)" and table.heads[5] == "error (95%)"
-    assert table.numeric[2] and not table.numeric[0] and "note" not in table.heads
+    assert table.shapes[:4] == ["text", "text", "number", "text"] and "note" not in table.heads
     few = listed([{"a": 1, "b": "x", "c": None}, {"b": "x", "d": math.nan}])
     assert (few.heads, few.rows) == (["a", "b", "c", "d"], [["1", "x", "-", "-"], ["-", "x", "-", "nan"]])
     many = listed([{"a": i} for i in range(MOST + 5)])
