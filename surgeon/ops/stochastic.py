@@ -3,6 +3,7 @@
 Zhang, Bengio and Singer, Are All Layers Created Equal?, JMLR 2022, arXiv:1902.01996, section 5 and Table 2: r weight
 sets per block are drawn beforehand from its own initial distribution; each pass picks s stages, in each one block, and
 one of its sets. A defence at inference, so by default training goes on as ever. A stage are the blocks of one parent.
+A pass is one draw, for all images of its batch.
 """
 
 from __future__ import annotations
