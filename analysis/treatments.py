@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from analysis.parts import Unit
 from analysis.perturb import Places
+from analysis.readings import FINAL
 from analysis.states import initial_state, read_states
 from surgeon.errors import AnalysisError
 from surgeon.host import Size, unwrap
@@ -114,25 +115,23 @@ class Treatments:
         return {name: state[name] for name in names if name in state}
 
     def distances(self, treatment: str, parameters: Sequence[str]) -> dict[str, float | None]:
-        """Root mean square and largest difference, over all values of a part, of trained to treated to initial ones.
+        """Root mean square and largest difference, over all values of a part: trained to treated, treated to initial.
 
-        Equation in section 3.1 of the paper; of several draws the mean.
+        Equations in section 3.1 of the paper; of several draws the mean. "final" is the model as it is.
         """
         own = dict(self.model.named_parameters())
-        draws = range(self.number_of_draws(treatment) if treatment in self.names else 0)
-        moved = [_distance([(own[n], self.state(treatment, i)[n]) for n in parameters]) for i in draws]
-        start = self.initial
-        since = (
-            [_distance([(self.state(treatment, i)[n], start[n]) for n in parameters]) for i in draws]
-            if start is not None and draws
-            else [_distance([(own[n], start[n]) for n in parameters])] * (start is not None)
-            if start is not None
-            else []
+        treated = (
+            [self.state(treatment, i) for i in range(self.number_of_draws(treatment))] if treatment != FINAL else [own]
         )
-        names = ("rms_distance", "linf_distance", "rms_from_initial", "linf_from_initial")
-        moved = moved or [(0.0, 0.0)]
-        pairs = [*(_mean([pair[i] for pair in moved]) for i in (0, 1)), *(_mean([p[i] for p in since]) for i in (0, 1))]
-        return dict(zip(names, pairs, strict=True))
+        known = [name for name in parameters if all(name in state for state in treated)]
+        moved = [_distance(own, state, known) for state in treated]
+        since = [_distance(state, self.initial, known) for state in treated] if self.initial is not None else []
+        return {
+            "rms_distance": _mean([rms for rms, _ in moved]),
+            "linf_distance": _mean([largest for _, largest in moved]),
+            "rms_from_initial": _mean([rms for rms, _ in since]),
+            "linf_from_initial": _mean([largest for _, largest in since]),
+        }
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -143,10 +142,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.detach().cpu().to(other.dtype), other.detach().cpu())
 
 
-def _distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def _distance(one: Tensors, other: Tensors, names: Sequence[str]) -> tuple[float, float]:
     squares, count, largest = 0.0, 0, 0.0
-    for one, other in pairs:
-        gap = (one.detach().cpu().double() - other.detach().cpu().double()).abs()
+    for name in names:
+        gap = (one[name].detach().cpu().double() - other[name].detach().cpu().double()).abs()
         squares, count = squares + float(gap.square().sum()), count + gap.numel()
         largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
     return math.sqrt(squares / max(count, 1)), largest
