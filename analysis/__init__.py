@@ -8,10 +8,12 @@ from analysis.detection_running import Detections, detect
 from analysis.detection_scores import DetectionScores, detection
 from analysis.jointly import JointRobustness, joint_robustness
 from analysis.layerwise import Robustness, robustness
+from analysis.pages import write_report
 from analysis.parts import Unit, units
 from analysis.result import Result
 from analysis.searching import JointSearch, search_joint
 from analysis.shifts import ShiftSparsity, shift_sparsity
+from analysis.stored import StoredResult, read_result
 from surgeon.errors import AnalysisError
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "Robustness",
     "ShiftSparsity",
+    "StoredResult",
     "Unit",
     "adversarial",
     "compare_detection",
@@ -34,8 +37,10 @@ __all__ = [
     "detection",
     "detection_errors",
     "joint_robustness",
+    "read_result",
     "robustness",
     "search_joint",
     "shift_sparsity",
     "units",
+    "write_report",
 ]

@@ -26,10 +26,10 @@ def run(command, folder):
 
 def test_there_is_nothing_but_what_is_run_here():
     assert {kind for kind, _ in BLOCKS} == {"bash", "python", "yaml"}
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose", "detectors"])
+@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose", "inside", "detectors"])
 def test_python_block(code, tmp_path):
     (tmp_path / "block.py").write_text(f"import torch\ntorch.set_num_threads(2)\n{code}")
     out = run([sys.executable, "-W", "error", "block.py"], tmp_path)
