@@ -6,6 +6,7 @@ Apart from `probing`, which runs them, so that every mistake is found when the r
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,15 @@ from recipes.wording import nearest
 
 SUFFIXES = ("json", "csv", "png", "html")
 DONE = "analyses.json"
+REQUIRED = inspect.Parameter.empty
 FILLED_IN = {  # arguments a run gives itself
     "model": "it is the variant's",
     "data": "they are the recipe's validation images",
     "calibration": "with batchnorm: recalibrate it is the recipe's training images",
     "ledger": "a run continues by itself what was stopped",
     "progress": "it is shown in a terminal",
+    "command": "it is the run's",
+    "detector": "it is of detectors",
     "metrics": "functions do not stand in a file; call analysis.{name}(..., metrics=...)",
 }
 
@@ -47,14 +51,35 @@ class Probe:
         return getattr(analysis, self.name)  # type: ignore[no-any-return]
 
     @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """What the function takes, by name."""
-        return dict(inspect.signature(self.function).parameters)
+    def parameters(self) -> dict[str, Any]:
+        """Defaults of what the function takes, by name; `REQUIRED` where there is none.
+
+        An analysis of several units that hands further settings on takes those of `robustness`.
+        """
+        import analysis
+
+        takes = inspect.signature(self.function).parameters
+        own = {name: one.default for name, one in takes.items() if one.kind is not one.VAR_KEYWORD}
+        if len(own) == len(takes):
+            return own
+        base = inspect.signature(analysis.robustness).parameters
+        handed_on = {name: one.default for name, one in base.items() if one.kind is one.KEYWORD_ONLY}
+        return {**handed_on, **own}
 
     @property
     def files(self) -> list[str]:
         """Names of the files it is written to."""
-        return [f"{self.stem}.{suffix}" for suffix in SUFFIXES]
+        return [*(f"{self.stem}.{suffix}" for suffix in SUFFIXES), self.ledger]
+
+    @property
+    def ledger(self) -> str:
+        """Name of the file that keeps what it has found while it is under way."""
+        return f"{self.stem}.ledger.npz"
+
+    @property
+    def plain(self) -> Any:
+        """Its settings as a JSON file holds them."""
+        return json.loads(json.dumps(dict(self.settings)))
 
 
 def probes(analysis: Sequence[Any]) -> list[Probe]:
@@ -119,7 +144,7 @@ def _of_settings(path: str, probe: Probe, document: Mapping[str, Any]) -> Iterat
             listed = ", ".join(allowed) or "none"
             yield f"{path}.{key}", f"unknown key '{key}'{nearest(str(key), allowed)} (allowed: {listed})"
     for key in allowed:
-        if takes[key].default is inspect.Parameter.empty and key not in probe.settings:
+        if takes[key] is REQUIRED and key not in probe.settings:
             yield f"{path}.{key}", "is required"
     if "data" in takes and document.get("data") is None:
         yield path, "needs images; add a data section, e.g. data: {dataset: digits}"

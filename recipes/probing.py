@@ -6,7 +6,7 @@ Apart from `running` because analyses come from a package of their own, and chan
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from recipes.schema import RecipeFile
 from recipes.steps import Steps
 
 TRIED_ON = 2  # images
+COMMAND = "surgeon run recipe.yaml"  # that of the folder
 
 
 @dataclass
@@ -47,11 +48,15 @@ def rehearse(model: nn.Module, recipe: RecipeFile, data: Data | None) -> None:
     Raises:
         SurgeonError: When an analysis does not take these settings or this model.
     """
-    seed = recipe.train.seed if recipe.train else 0
+    epochs = recipe.train.keep_epochs if recipe.train else ()
+    other = {name: value.detach() + 1 for name, value in model.state_dict().items()} if epochs else {}
+    few = None if data is None else Few(data)
     for probe in probes(recipe.analysis):
-        given = {"seed": seed, "progress": False, "calibration": data and Few(data)}
-        less = {"draws": 1} if "draws" in probe.settings else {}
-        _call(probe, model, data and Few(data), {**given, **probe.settings, **less})
+        given: dict[str, Any] = {"progress": False, **_filled_in(probe, recipe, few)}
+        if _wants_trajectory(probe) and epochs:
+            given["checkpoints"] = {str(epoch): other for epoch in epochs}
+        less = {"draws": min(probe.settings["draws"], 1)} if "draws" in probe.settings else {}
+        _call(probe, model, few, {**given, **probe.settings, **less})
 
 
 def probe(this: Steps, name: str, model: nn.Module, recipe: RecipeFile, data: Data | None, place: Path) -> list[str]:
@@ -62,7 +67,7 @@ def probe(this: Steps, name: str, model: nn.Module, recipe: RecipeFile, data: Da
         name: Of the variant.
         model: Trained; it is only read.
         recipe: The variant.
-        data: Its validation images are measured on.
+        data: Its validation images are measured on; all of them in every process, which share the work themselves.
         place: Folder of the variant; its ``trajectory/`` is where units are put back to.
 
     Returns:
@@ -70,34 +75,64 @@ def probe(this: Steps, name: str, model: nn.Module, recipe: RecipeFile, data: Da
 
     Raises:
         SurgeonError: When an analysis fails.
+        KeyboardInterrupt: When it was stopped; what it had found by then is kept, and is where it goes on.
     """
-    done = _read(place / DONE)
-    for one in probes(recipe.analysis):
+    done, asked = _read(place / DONE), probes(recipe.analysis)
+    for one in asked:
         if this.who.agree(_is_done(place, one, done)):
             continue
-        result = _call(one, model.to(this.who.device), data and data.val, _given(this, one, name, recipe, data, place))
+        if this.who.main:
+            _begin(place, one, done)
+        this.who.wait()
+        given = _given(this, one, name, recipe, data, place)
+        result = _call(one, model.to(this.who.device), None if data is None else data.val, given)
+        complete = getattr(result, "settings", {}).get("complete", True)
         if this.who.main:
             _write(result, place, one)
-            done[one.stem] = {"settings": dict(one.settings), "summary": result.summary}
-            write_json(place / DONE, done)
-        this.say(f"{name}: {result.title}: {result.summary}")
+        if not complete:
+            this.say(f"{name}: {one.stem}: stopped; what it has found is in {place}. Run the same command to go on.")
+            raise KeyboardInterrupt
+        if this.who.main:
+            _end(place, one, done, result.summary)
+        this.say(f"{name}: {result.title}: {place / one.stem}.html")
     this.who.wait()
-    return [f"{name}, {one.stem}: {done[one.stem]['summary']}" for one in probes(recipe.analysis) if one.stem in done]
+    return [f"{name}, {one.stem}: {done[one.stem]['summary']}" for one in asked if this.who.main]
+
+
+def _begin(place: Path, one: Probe, done: dict[str, Any]) -> None:
+    """Note what is asked, and go on from what the same analysis has found so far; another one's is removed."""
+    if done.get(one.stem, {}).get("settings") != one.plain:
+        (place / one.ledger).unlink(missing_ok=True)
+    done[one.stem] = {"settings": one.plain}
+    write_json(place / DONE, done)
+
+
+def _end(place: Path, one: Probe, done: dict[str, Any], summary: str) -> None:
+    done[one.stem]["summary"] = summary
+    write_json(place / DONE, done)
+    (place / one.ledger).unlink(missing_ok=True)
 
 
 def _given(this: Steps, one: Probe, name: str, recipe: RecipeFile, data: Data | None, place: Path) -> dict[str, Any]:
     """What a run gives an analysis where the recipe does not say it: trajectory, seed, whether to show a bar."""
-    shown = this.who.main and this.console.is_terminal and not this.console.quiet
-    given: dict[str, Any] = {"seed": recipe.train.seed if recipe.train else 0, "progress": shown}
-    if one.settings.get("batchnorm") == "recalibrate" and data is not None:
-        given["calibration"] = data.train
-    if "checkpoints" in one.parameters and not {"initial", "checkpoints"} & set(one.settings):
+    given: dict[str, Any] = {"progress": not this.console.quiet, "ledger": place / one.ledger, "command": COMMAND}
+    given |= _filled_in(one, recipe, None if data is None else data.train)
+    if _wants_trajectory(one):
         trajectory = place / "trajectory"
         if trajectory.is_dir():
-            given.update(initial=trajectory, checkpoints=trajectory)
+            given["checkpoints"] = trajectory
         else:
             this.say(f"{name}: {one.stem}: no checkpoints kept (train.keep_epochs): units are re-randomised only")
     return {**given, **one.settings}
+
+
+def _wants_trajectory(one: Probe) -> bool:
+    return "checkpoints" in one.parameters and not {"initial", "checkpoints"} & set(one.settings)
+
+
+def _filled_in(one: Probe, recipe: RecipeFile, training: Iterable[Batch] | None) -> dict[str, Any]:
+    seed = {"seed": recipe.train.seed if recipe.train else 0}
+    return seed | ({"calibration": training} if one.settings.get("batchnorm") == "recalibrate" else {})
 
 
 def _call(one: Probe, model: nn.Module, data: Any, given: dict[str, Any]) -> Any:
@@ -124,6 +159,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _is_done(place: Path, one: Probe, done: dict[str, Any]) -> bool:
     """Whether the analysis was finished with these settings."""
-    found = _read(place / f"{one.stem}.json")
+    found, noted = _read(place / f"{one.stem}.json"), done.get(one.stem, {})
     complete = bool(found) and found.get("settings", {}).get("complete", True)
-    return bool(complete and done.get(one.stem, {}).get("settings") == json.loads(json.dumps(dict(one.settings))))
+    return bool(complete and "summary" in noted and noted["settings"] == one.plain)

@@ -33,7 +33,7 @@ from recipes.loading import load
 from recipes.probes import written
 from recipes.probing import probe
 from recipes.probing import rehearse as rehearse_analyses
-from recipes.processes import processes
+from recipes.processes import Processes, processes
 from recipes.schema import DetectorRecipe, RecipeFile, TrainSection
 from recipes.steps import Steps, ops_in
 
@@ -89,7 +89,8 @@ class _ClassifierSteps(Steps):
             size = None if data is None else data.input_size
             rehearse(model, part, size)
             if part.analysis:
-                rehearse_analyses(operate(copy.deepcopy(model), part, self.settings.seed, size), part, data)
+                operated = operate(copy.deepcopy(model), part, self.settings.seed, size)
+                rehearse_analyses(operated, part, self.batched(model, part, whole=True))
         return base
 
     def build(self, recipe: RecipeFile) -> nn.Module:
@@ -118,15 +119,16 @@ class _ClassifierSteps(Steps):
             self.sources[settings.seed] = open_source(self.recipe.data, settings.seed)
         return self.sources[settings.seed]
 
-    def batched(self, model: nn.Module, recipe: RecipeFile) -> Data | None:
-        """Batch the data as this variant trains on them."""
+    def batched(self, model: nn.Module, recipe: RecipeFile, whole: bool = False) -> Data | None:
+        """Batch the data as this variant trains on them; ``whole`` is without leaving a part to other processes."""
         settings = recipe.train or self.settings
         source = self.source(settings)
         if source is None:
             return None
         channels = recipe.model.in_chans or source.in_chans
         sizes = {"batch_size": settings.batch_size, "workers": settings.workers}
-        return batch(source, model, seed=settings.seed, in_chans=channels, who=self.who, **sizes)
+        who = Processes(0, 1, self.who.device) if whole else self.who
+        return batch(source, model, seed=settings.seed, in_chans=channels, who=who, **sizes)
 
     def train(self, model: nn.Module, recipe: RecipeFile, place: Path) -> Finetuned:
         return finetune(model, recipe, folder=place, data=self.batched(model, recipe), console=self.console)
@@ -147,7 +149,7 @@ class _ClassifierSteps(Steps):
             if trained is not None and trained.ema is not None:
                 surgeon.save(trained.ema, place / "weights_ema")
         after = self.score(model, data) if trained else before
-        self.findings += probe(self, name, model, recipe, data, place)
+        self.findings += probe(self, name, model, recipe, self.batched(base, recipe, whole=True), place)
         params = sum(parameter.numel() for parameter in model.parameters())
         macs = summary.macs_of(model, size or surgeon.record(model).input_size or _input_size(model))
         return summary.Outcome(name, ops_in(model), params, macs, before, after, trained.rows if trained else [])

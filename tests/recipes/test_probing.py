@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
 import analysis
 import recipes
+import surgeon
 from analysis.result import Result
+from analysis.tasks import Classification
 from recipes.probes import Probe, probes, written
 from surgeon.errors import AnalysisError, RecipeError
 
@@ -57,14 +63,14 @@ class Probes:
 
     def robustness(self, model: nn.Module, data: Any, *, draws: int = 1, units: str = "block", initial: Any = None,
                    checkpoints: Any = (), calibration: Any = None, batchnorm: str = "keep", seed: int = 0,
-                   ledger: Any = None, progress: bool = True) -> Result:  # fmt: skip
+                   ledger: Any = None, progress: bool = True, **more: Any) -> Result:  # fmt: skip
         if units != "block":
             raise AnalysisError(f"robustness: units is {units!r}; it is one of layer, block, stage")
         given = {"draws": draws, "initial": initial, "checkpoints": checkpoints, "seed": seed, "progress": progress}
         return self._answer("robustness", model, data, {**given, "calibration": calibration})
 
-    def joint_robustness(self, model: nn.Module, data: Any, groups: Any, *, seed: int = 0) -> Result:
-        return self._answer("joint_robustness", model, data, {"groups": groups, "seed": seed})
+    def joint_robustness(self, model: nn.Module, data: Any, groups: Any, **settings: Any) -> Result:
+        return self._answer("joint_robustness", model, data, {"groups": groups, **settings})
 
     def search_joint(self, model: nn.Module, data: Any, *, beam: int = 1) -> Result:
         return self._answer("search_joint", model, data, {"beam": beam})
@@ -85,7 +91,8 @@ class Probes:
 def standins(monkeypatch: pytest.MonkeyPatch) -> Probes:
     made = Probes()
     for name in ("robustness", "joint_robustness", "search_joint"):
-        monkeypatch.setattr(analysis, name, getattr(made, name), raising=False)
+        monkeypatch.setattr(analysis, name, getattr(made, name))
+    monkeypatch.setattr("recipes.figure.save", lambda _, path: path.write_bytes(b"drawn elsewhere"))
     return made
 
 
@@ -102,14 +109,14 @@ def test_every_variant_is_probed_once_trained(standins: Probes, recording: Conso
     assert [name for name, _, _ in standins.finished()] == ["robustness", "joint_robustness"] * 2
     for variant, (_, images, given) in zip(("plain", "wide"), standins.finished()[::2], strict=True):
         trajectory = tmp_path / variant / "trajectory"
-        assert given["initial"] == given["checkpoints"] == trajectory and len(list(trajectory.iterdir())) == 2
-        assert (images, given["draws"], given["seed"], given["progress"]) == (64, 2, 5, False)
+        assert given["checkpoints"] == trajectory and len(list(trajectory.iterdir())) == 2
+        assert (images, given["draws"], given["seed"], given["progress"]) == (64, 2, 5, True)
         have = {path.name for path in (tmp_path / variant).iterdir()}
         assert {*FILES, "analyses.json"} <= have
     assert done.findings[0] == "plain, robustness: robustness of FCN" and len(done.findings) == 4
     assert done.findings[3] in (tmp_path / "summary.txt").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["analyses"] == done.findings
-    assert "wide: joint_robustness: joint_robustness of FCN" in recording.export_text()
+    assert "wide: joint_robustness: " in recording.export_text()
 
 
 def test_what_is_there_is_not_probed_again(standins: Probes, quiet: Console, tmp_path: Path) -> None:
@@ -175,7 +182,7 @@ def test_several_of_one_name(standins: Probes, quiet: Console, tmp_path: Path) -
     recipes.run(content, tmp_path, console=quiet)
     assert [given["draws"] for _, _, given in standins.finished()] == [1, 4]
     assert {"robustness.json", "robustness_2.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert written(content["analysis"])[-2:] == ["robustness_2.html", "analyses.json"] and written([]) == []
+    assert written(content["analysis"])[-2:] == ["robustness_2.ledger.npz", "analyses.json"] and written([]) == []
 
 
 @pytest.mark.usefixtures("standins")
@@ -208,6 +215,55 @@ def test_what_an_analysis_needs() -> None:
         recipes.parse(content)
 
 
+def test_the_analyses_as_they_are(quiet: Console, tmp_path: Path) -> None:
+    section = [{"robustness": {"draws": 2}}, CONTENT["analysis"][1], {"search_joint": {"treatment": "0"}}]
+    done = recipes.run({**CONTENT, "compare": {}, "analysis": section}, tmp_path, console=quiet)
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("robustness", "joint_robustness")}
+    rows = found["robustness"]["rows"]
+    assert [row["treatment"] for row in rows[:3]] == ["rerand", "0", "final"] and rows[-1]["unit"] == "full model"
+    assert rows[2]["error"] == pytest.approx(1 - done.rows[0]["accuracy"]) and rows[2]["images"] == 64
+    start = load_file(tmp_path / "trajectory" / "epoch_0000.safetensors")
+    model = surgeon.load(tmp_path / "weights")
+    trained = model.layers[0][0].state_dict()
+    gap = torch.cat([(start[f"layers.0.0.{name}"] - value).flatten() for name, value in trained.items()])
+    assert rows[1]["rms_distance"] == pytest.approx(gap.square().mean().sqrt().item())
+    assert found["robustness"]["settings"]["command"] == "surgeon run recipe.yaml"
+    assert found["robustness"]["settings"]["seed"] == 5 and found["robustness"]["settings"]["complete"]
+    assert {row["units"] for row in found["joint_robustness"]["rows"]} == {"layer2, final_linear"}
+    assert len(done.findings) == 3 and not list(tmp_path.glob("*.npz"))
+    with Image.open(tmp_path / "robustness.png") as picture:
+        assert picture.width > 300
+
+
+def test_stopped_in_an_analysis_and_continued(
+    quiet: Console, recording: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the third of four batches: what there is stands in the folder, the same command measures the rest."""
+    content = {**CONTENT, "compare": {}, "analysis": ["robustness"]}
+    content["data"] = {**content["data"], "max_val": 128}
+    measure, calls = Classification.measure, []
+
+    def stopping(self: Any, answer: Any, batch: Any, reference: Any) -> Any:
+        calls.append(len(batch[1]))
+        if calls.count(32) == 20:  # nine for each batch: the untouched net, four parts treated in two ways
+            raise KeyboardInterrupt
+        return measure(self, answer, batch, reference)
+
+    monkeypatch.setattr(Classification, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run(content, tmp_path, console=recording)
+    assert "stopped; what it has found is in" in recording.export_text()
+    half = json.loads((tmp_path / "robustness.json").read_text())
+    assert not half["settings"]["complete"] and half["rows"][0]["images"] == 64
+    assert (tmp_path / "robustness.ledger.npz").exists()
+    monkeypatch.setattr(Classification, "measure", measure)
+    monkeypatch.setattr("recipes.learner.Learner.train_epoch", None)  # nothing may train
+    again = recipes.run(content, tmp_path, console=quiet)
+    whole = json.loads((tmp_path / "robustness.json").read_text())
+    assert whole["settings"]["complete"] and {row["images"] for row in whole["rows"]} == {128}
+    assert "128 images" in again.findings[0] and not (tmp_path / "robustness.ledger.npz").exists()
+
+
 def test_a_probe_without_images(quiet: Console, tmp_path: Path) -> None:
     """`shift_sparsity` as it is: it takes a model alone, and this one has no shift layer."""
     assert probes(["shift_sparsity"]) == [Probe("shift_sparsity", {}, "shift_sparsity")]
@@ -216,3 +272,24 @@ def test_a_probe_without_images(quiet: Console, tmp_path: Path) -> None:
         recipes.run(content, tmp_path / "a", console=quiet)
     recipes.run({**content, "surgery": ["shift"]}, tmp_path / "b", console=quiet)
     assert "channels in" in json.loads((tmp_path / "b" / "shift_sparsity.json").read_text())["summary"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(
+    quiet: Console, tmp_path: Path, python: list[str], environment: dict[str, str]
+) -> None:
+    content = {**CONTENT, "analysis": [{"robustness": {"draws": 2}}, *CONTENT["analysis"][1:]]}
+    recipes.run(content, tmp_path / "one", console=quiet)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    launch = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recipes.cli"]
+    command = [*launch, "run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]
+    for _ in range(2):  # the second time there is nothing left to do
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "Layer-wise robustness" not in done.stdout
+    for name in ("plain/robustness.json", "wide/robustness.json", "wide/joint_robustness.json"):
+        one, two = (json.loads((tmp_path / place / name).read_text())["rows"] for place in ("one", "two"))
+        for ours, theirs in zip(one, two, strict=True):
+            assert (ours["error"], ours["images"], ours["verdict"]) == (theirs["error"], 64, theirs["verdict"])
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    assert done.stdout.count("wide, joint_robustness: ") == 1
