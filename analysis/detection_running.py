@@ -91,9 +91,9 @@ def detect(
     predictions: dict[str, Boxes] = {}
     targets: dict[str, Boxes] = {}
     files: set[str] = set()
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         names = data_classes(data, split)
-        _check_classes(model.names, names, data)
+        check_classes(model.names, names, data)
         kept = model.metrics
         try:
             model.val(
@@ -111,7 +111,7 @@ def detect(
             )
             own = {key: float(value) for key, value in model.metrics.results_dict.items()}
         except (OSError, ValueError, AssertionError, RuntimeError) as error:  # no image, no such device, ...
-            raise AnalysisError(f"ultralytics cannot run over {data}: {_words(error)}") from error
+            raise AnalysisError(f"ultralytics cannot run over {data}: {words_of(error)}") from error
         finally:
             model.metrics = kept
     images = sorted(predictions)
@@ -154,7 +154,7 @@ def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Box
             for index, one in enumerate(preds):
                 prepared = self._prepare_batch(index, batch)
                 scaled, path = self.scale_preds(one, prepared), prepared["im_file"]
-                targets[path] = _targets(self.labels[path], prepared["ori_shape"])
+                targets[path] = targets_of(self.labels[path], prepared["ori_shape"])
                 known = scaled["cls"] < self.data["nc"]
                 predictions[path] = {
                     "boxes": scaled["bboxes"][known].double().cpu().numpy(),
@@ -166,7 +166,8 @@ def _collector(model: Any, predictions: dict[str, Boxes], targets: dict[str, Box
     return Collector
 
 
-def _targets(label: Mapping[str, Any], shape: tuple[int, int]) -> Boxes:
+def targets_of(label: Mapping[str, Any], shape: tuple[int, int]) -> Boxes:
+    """The objects of a label of ultralytics', in pixels of an image of ``shape`` (height, width), to 0.01 px."""
     height, width = shape
     centre_x, centre_y, box_width, box_height = np.asarray(label["bboxes"], np.float64).reshape(-1, 4).T
     corners = np.stack([centre_x - box_width / 2, centre_y - box_height / 2] * 2, 1)
@@ -180,6 +181,15 @@ def data_classes(data: str | Path, split: str) -> dict[int, str]:
     """The classes of a data yaml, index to name.
 
     Raises:
+        AnalysisError: As :func:`read_data`.
+    """
+    return {int(index): str(name) for index, name in read_data(data, split)["names"].items()}
+
+
+def read_data(data: str | Path, split: str) -> dict[str, Any]:
+    """A data yaml as ultralytics reads it.
+
+    Raises:
         AnalysisError: When ultralytics cannot read it, or it has no such split.
     """
     try:
@@ -187,22 +197,23 @@ def data_classes(data: str | Path, split: str) -> dict[int, str]:
     except ImportError as error:
         raise AnalysisError(MISSING.format(error)) from error
     try:
-        read = check_det_dataset(str(data))
+        read: dict[str, Any] = check_det_dataset(str(data))
     except Exception as error:  # ultralytics raises whatever comes
         raise AnalysisError(
-            f"cannot read the data set {data}: {_words(error)}; name a data yaml with path, train, val and names"
+            f"cannot read the data set {data}: {words_of(error)}; name a data yaml with path, train, val and names"
         ) from error
     if not read.get(split):
         there = ", ".join(key for key in ("train", "val", "test") if read.get(key))
         raise AnalysisError(f"{data} has no split '{split}'; it has {there}")
-    return {int(index): str(name) for index, name in read["names"].items()}
+    return read
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
+    """What an error of ultralytics' says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str | Path) -> None:
+def check_classes(own: Mapping[int, str], names: Mapping[int, str], data: str | Path) -> None:
     """Refuse a model of other classes: ultralytics would drop labels, or count foreign classes as wrong."""
     if reason := why_other_classes(own, names):
         raise AnalysisError(
@@ -236,7 +247,7 @@ def _few(names: Mapping[int, str]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Ultralytics warns, of images it leaves out for instance, but reports no progress."""
     from ultralytics.utils import LOGGER
 

@@ -31,7 +31,6 @@ from surgeon.tracing import record_forward
 FULL = "full model"
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-DETECTION = ("imgsz", "batch", "split", "resamples")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Study:
         self.treatments = Treatments(
             model, settings.initial, settings.checkpoints, settings.draws, settings.batchnorm, settings.seed
         )
-        self.plan_notes: list[str] = []
+        self.plan_notes: list[str] = [] if self.detector is None else list(self.detector.notes)
         self.complete = True
         self._identities: dict[tuple[str, str], str] = {}
 
@@ -155,12 +154,14 @@ class Study:
             "variants": [variant.key for variant in variants],
             **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": _confidence(s.stop)},
             **{"tolerance": s.tolerance, "limit": s.limit, "amp": s.amp, "method": s.method},
+            **({} if self.detector is None else {"detector": self.detector.about}),
         }
+        calibration = s.calibration if self.detector is None else self.detector.calibration(s.calibration)
         return Plan(
             model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
             memory=_bytes(s.memory), stop=_confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
             ledger=None if s.ledger is None else Ledger(_ledger(s.ledger, name), about), progress=s.progress,
-            calibration=s.calibration if s.batchnorm == "recalibrate" else None,
+            calibration=calibration if s.batchnorm == "recalibrate" else None,
             amp=None if s.amp is None else TYPES[s.amp],
         )  # fmt: skip
 
@@ -182,6 +183,7 @@ def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
     return {
         "model": name or str(getattr(study.module, "yaml_file", "") or type(study.module).__name__),
         "params": sum(p.numel() for p in study.module.parameters()),
+        **({} if study.detector is None else {"detector": study.detector.about}),
         "primary": study.task.primary,
         "images": measures.of("", FINAL).images,
         "images_loaded": measures.loaded,
