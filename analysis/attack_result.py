@@ -100,12 +100,13 @@ def _grey(settings: Settings) -> str:
 
 
 def _plain_name(row: Row) -> str:
-    return _named(row).replace("\n", " ")
+    name, *details = _named(row).split("\n")
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 def _named(row: Row) -> str:
     if row["attack"] == CLEAN:
         return CLEAN
-    steps = f" ({row['steps']} steps)" if row["steps"] > 1 else ""
-    name = str(row["attack"]).upper()
-    return name + steps + (f"\nmean of {row['eot']} gradients" if row["eot"] > 1 else "")
+    details = [f"{row['steps']} steps"] if row["steps"] > 1 else []
+    details += [f"mean of {row['eot']} gradients"] if row["eot"] > 1 else []
+    return "\n".join([str(row["attack"]).upper(), *details])
