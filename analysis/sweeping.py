@@ -73,6 +73,7 @@ class _Sweep:
             self._take(number, found)
             advance()
             if self.tests and not any(map(self._open, self.draws)):
+                self.readings.keep_until(FINAL, max(self.looked.values()) - 1)  # several processes have gone further
                 break
 
     def _one_by_one(self, advance: Callable[[], None]) -> None:
