@@ -9,10 +9,11 @@ import torch
 
 import recipes
 import surgeon
-from recipes.build import build
-from recipes.data import open_source
+from recipes.build import build, operate
+from recipes.data import batch, open_source
 from recipes.data_schema import DigitsData
 from recipes.loading import ZOO, purpose, shipped
+from recipes.probing import rehearse
 
 HEAD = ("# purpose: ", "# command: surgeon run ", "# paper: ", "# expected: ")
 
@@ -22,7 +23,7 @@ CLASSIFIERS = [name for name, path in shipped().items() if "{yolo: " not in path
 
 def test_all_are_found() -> None:
     files = sorted(ZOO.glob("*.yaml"))
-    assert len(files) == len(shipped()) == 15 and len(CLASSIFIERS) == 9  # the others: test_detect_zoo.py
+    assert len(files) == len(shipped()) == 22 and len(CLASSIFIERS) == 16  # the others: test_detect_zoo.py
     assert all(path.stem in shipped() for path in files)
     assert sorted(ZOO.rglob("*.yaml")) == sorted([*files, *(ZOO / "models").glob("*.yaml")])
 
@@ -39,19 +40,36 @@ def test_head_comment(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_dry_run(name: str) -> None:
     recipe = recipes.load(name)
-    with torch.device("meta"):
-        model = build(recipe)
-    size = None
+    size, own = None, {}
     if isinstance(recipe.data, DigitsData):
+        own = {"num_classes": 10, "in_chans": recipe.data.channels}
         side = recipe.data.canvas or recipe.data.size
         size = (recipe.data.channels, side, side)
         assert open_source(recipe.data).num_classes == 10
     elif recipe.data is not None and recipe.data.size is not None:
         size = (3, *recipe.data.size)
     for variant in recipe.variants().values():
+        with torch.device("meta"):
+            model = build(variant, **own)
         if variant.surgery:
             record = surgeon.plan(model, {"surgery": variant.surgery}, size)
             assert record.count("rewritten") > 0
+
+
+PROBED = [name for name in CLASSIFIERS if recipes.load(name).analysis]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBED)
+def test_analyses_fit_every_variant(name: str) -> None:
+    recipe = recipes.load(name)
+    assert isinstance(recipe.data, DigitsData)
+    data = batch(open_source(recipe.data), None, batch_size=64)
+    for variant in recipe.variants().values():
+        model = operate(build(variant, 0, 10, recipe.data.channels), variant, 0, data.input_size)
+        before = [parameter.clone() for parameter in model.parameters()]
+        rehearse(model, variant, data)
+        assert all(map(torch.equal, before, model.parameters()))
 
 
 def test_purpose_of_a_file_without_comment_is_empty(tmp_path: Path) -> None:
