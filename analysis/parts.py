@@ -165,7 +165,7 @@ def _units(module: nn.Module, groups: Groups, blocks: Sequence[str]) -> list[Uni
         own = dict.fromkeys(names[id(t)] for path in holders for t in _own(module.get_submodule(path)))
         mine = [name for name in own if name not in taken]
         taken.update(mine)
-        whole = key != STEM and (key not in holders or len(holders) == 1 or is_leaf(module.get_submodule(key)))
+        whole = key != STEM and all(_lies_in(path, key) for path in holders)
         weights = tuple(name for name in mine if name in parameters)
         unit = Unit(
             name=key,
