@@ -23,7 +23,7 @@ from surgeon.redrawing import FreshValues, fresh_model_values
 
 BatchNorm = Literal["keep", "reset", "recalibrate"]
 RERAND, INITIAL = "rerand", "0"
-SAME, ALMOST = 1e-6, 1e-2  # relative change of a block's input that passes for none, and for little
+SAME, ALMOST = 1e-9, 1e-2  # relative change of a block's input that passes for none, and for little
 Tensors = Mapping[str, Tensor]
 
 
@@ -186,6 +186,6 @@ def _words(seen: Sequence[tuple[Tensor, Tensor]], values: Tensors) -> str:
         if change < SAME:
             return "identity at initialisation"
         if change < ALMOST:
-            return f"almost the identity at initialisation (changes its input by {change:.1%})"
+            return f"almost the identity at initialisation (changes its input by {change:.1g} of its size)"
     zero = [name for name, value in values.items() if name.endswith("weight") and not value.any()]
     return f"its branch starts at zero ({zero[0]})" if zero else ""
