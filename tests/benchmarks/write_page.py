@@ -16,6 +16,7 @@ from tests.benchmarks import (
     bench_detectors,
     bench_fenet,
     bench_locate,
+    bench_robustness,
     bench_shift,
     bench_shuffle,
     bench_spd_layers,
@@ -71,6 +72,10 @@ a map that fits the caches is cheap: the gather costs what `torch.gather` costs 
 
 {shuffles}
 
+## Layer-wise robustness
+
+{robustness}
+
 ## Detectors
 
 What each verb adds to `YOLO(yaml)`, random weights, two threads.
@@ -106,6 +111,7 @@ def main() -> None:
     shifts = table(bench_shift.measure(device, batch), bench_shift.COLUMNS)
     fenets = table(bench_fenet.measure(), bench_fenet.COLUMNS)
     shuffles = table(bench_shuffle.measure(device, 64), bench_shuffle.COLUMNS)
+    robustness = bench_robustness.section()
     located = bench_locate.summary(bench_locate.measure(timm_names()))
     text = TEXT.format(
         date=datetime.date.today().isoformat(),
@@ -120,6 +126,7 @@ def main() -> None:
         shifts=shifts,
         shuffles=shuffles,
         fenets=fenets,
+        robustness=robustness,
         detector_steps=steps,
         detector_forms=forms,
     )
