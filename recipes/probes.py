@@ -68,13 +68,13 @@ class Probe:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files it is written to."""
+        """Names of the files it is written to, and of the folder it works in."""
         return [*(f"{self.stem}.{suffix}" for suffix in SUFFIXES), self.ledger]
 
     @property
     def ledger(self) -> str:
-        """Name of the file that keeps what it has found while it is under way."""
-        return f"{self.stem}.ledger.npz"
+        """Name of the folder that keeps what it has found while it is under way."""
+        return f"{self.stem}.ledger"
 
     @property
     def plain(self) -> Any:

@@ -6,6 +6,7 @@ Apart from `running` because analyses come from a package of their own, and chan
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -102,7 +103,8 @@ def probe(this: Steps, name: str, model: nn.Module, recipe: RecipeFile, data: Da
 def _begin(place: Path, one: Probe, done: dict[str, Any]) -> None:
     """Note what is asked, and go on from what the same analysis has found so far; another one's is removed."""
     if done.get(one.stem, {}).get("settings") != one.plain:
-        (place / one.ledger).unlink(missing_ok=True)
+        shutil.rmtree(place / one.ledger, ignore_errors=True)
+    (place / one.ledger).mkdir(parents=True, exist_ok=True)
     done[one.stem] = {"settings": one.plain}
     write_json(place / DONE, done)
 
@@ -110,12 +112,16 @@ def _begin(place: Path, one: Probe, done: dict[str, Any]) -> None:
 def _end(place: Path, one: Probe, done: dict[str, Any], summary: str) -> None:
     done[one.stem]["summary"] = summary
     write_json(place / DONE, done)
-    (place / one.ledger).unlink(missing_ok=True)
+    shutil.rmtree(place / one.ledger, ignore_errors=True)
 
 
 def _given(this: Steps, one: Probe, name: str, recipe: RecipeFile, data: Data | None, place: Path) -> dict[str, Any]:
     """What a run gives an analysis where the recipe does not say it: trajectory, seed, whether to show a bar."""
-    given: dict[str, Any] = {"progress": not this.console.quiet, "ledger": place / one.ledger, "command": COMMAND}
+    given: dict[str, Any] = {
+        "progress": not this.console.quiet,
+        "ledger": place / one.ledger / "readings.npz",
+        "command": COMMAND,
+    }
     given |= _filled_in(one, recipe, None if data is None else data.train)
     if _wants_trajectory(one):
         trajectory = place / "trajectory"

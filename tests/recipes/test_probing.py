@@ -182,7 +182,7 @@ def test_several_of_one_name(standins: Probes, quiet: Console, tmp_path: Path) -
     recipes.run(content, tmp_path, console=quiet)
     assert [given["draws"] for _, _, given in standins.finished()] == [1, 4]
     assert {"robustness.json", "robustness_2.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert written(content["analysis"])[-2:] == ["robustness_2.ledger.npz", "analyses.json"] and written([]) == []
+    assert written(content["analysis"])[-2:] == ["robustness_2.ledger", "analyses.json"] and written([]) == []
 
 
 @pytest.mark.usefixtures("standins")
@@ -230,7 +230,7 @@ def test_the_analyses_as_they_are(quiet: Console, tmp_path: Path) -> None:
     assert found["robustness"]["settings"]["command"] == "surgeon run recipe.yaml"
     assert found["robustness"]["settings"]["seed"] == 5 and found["robustness"]["settings"]["complete"]
     assert {row["units"] for row in found["joint_robustness"]["rows"]} == {"layer2, final_linear"}
-    assert len(done.findings) == 3 and not list(tmp_path.glob("*.npz"))
+    assert len(done.findings) == 3 and not list(tmp_path.glob("*.ledger*"))
     with Image.open(tmp_path / "robustness.png") as picture:
         assert picture.width > 300
 
@@ -255,13 +255,13 @@ def test_stopped_in_an_analysis_and_continued(
     assert "stopped; what it has found is in" in recording.export_text()
     half = json.loads((tmp_path / "robustness.json").read_text())
     assert not half["settings"]["complete"] and half["rows"][0]["images"] == 64
-    assert (tmp_path / "robustness.ledger.npz").exists()
+    assert list((tmp_path / "robustness.ledger").iterdir())
     monkeypatch.setattr(Classification, "measure", measure)
     monkeypatch.setattr("recipes.learner.Learner.train_epoch", None)  # nothing may train
     again = recipes.run(content, tmp_path, console=quiet)
     whole = json.loads((tmp_path / "robustness.json").read_text())
     assert whole["settings"]["complete"] and {row["images"] for row in whole["rows"]} == {128}
-    assert "128 images" in again.findings[0] and not (tmp_path / "robustness.ledger.npz").exists()
+    assert "128 images" in again.findings[0] and not (tmp_path / "robustness.ledger").exists()
 
 
 def test_a_probe_without_images(quiet: Console, tmp_path: Path) -> None:
