@@ -133,7 +133,7 @@ def as_batch(raw: Any, names: Mapping[int, str], grid: int) -> Batch:
     _check_images(images, targets, grid)
     height, width = images.shape[2:]
     truth = tuple(_truth(one, (height, width), names) for one in targets)
-    objects = torch.from_numpy(np.concatenate(truth)) if truth else torch.zeros(0, 5)
+    objects = torch.from_numpy(np.concatenate(truth))
     corners = objects[:, :4] / torch.tensor([width, height, width, height])
     sides = corners[:, 2:] - corners[:, :2]
     return {
@@ -157,11 +157,11 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _check_images(images: Tensor, targets: Sequence[Any], grid: int) -> None:
-    if images.ndim != 4 or len(images) != len(targets):
+    if images.ndim != 4 or len(images) != len(targets) or not images.numel():
         raise AnalysisError(
-            f"data: {tuple(images.shape)} images and {len(targets)} targets; give (N, C, H, W) and one target each"
+            f"data: {tuple(images.shape)} images and {len(targets)} targets; give some (N, C, H, W) and one target each"
         )
-    if not images.is_floating_point() or (images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1):
+    if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
         raise AnalysisError(
             f"data: images are {images.dtype}, from {images.min():g} to {images.max():g}; divide pixels by 255, "
             "detectors take 0 to 1"

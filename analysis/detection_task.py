@@ -6,7 +6,6 @@ Apart from measuring an image, and from the settings.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -100,7 +99,7 @@ class Detector:
     """
 
     def __init__(self, model: Any, module: Any, options: Options) -> None:
-        self.module, self.notes, self._stack = module, list[str](), ExitStack()
+        self.model, self.module, self.notes, self._stack = model, module, list[str](), ExitStack()
         self.options = replace(options, imgsz=options.imgsz or max(input_sizes(module)[0][1:]))
         with quiet():
             self.validator = _validator(model, module, self.options)
@@ -131,7 +130,9 @@ class Detector:
         """Batches for batch norm statistics: of the training images where ``data`` is a data yaml."""
         if not isinstance(data, (str, Path)):
             return data
-        return of_yaml(copy.copy(self.validator), self.module, data, "train", self.options.batch)[0]
+        with quiet():
+            validator = _validator(self.model, self.module, self.options)
+        return of_yaml(validator, self.module, data, "train", self.options.batch)[0]
 
     def _try(self) -> None:
         side = 2 * self.task.grid
@@ -156,17 +157,17 @@ class Detector:
 
     def __enter__(self) -> Detector:
         """Give the network what ultralytics' validation and loss need."""
-        from ultralytics.cfg import get_cfg
-        from ultralytics.utils import DEFAULT_CFG_DICT
-
-        self._stack.enter_context(quiet())
-        self._stack.enter_context(untouched(self.module))
-        module, held = self.module, getattr(self.module, "args", None) or {}
-        held = held if isinstance(held, dict) else vars(held)
-        module.args = get_cfg(overrides={key: value for key, value in held.items() if key in DEFAULT_CFG_DICT})
-        module.end2end = self.validator.args.nms is False
-        module.criterion = module.init_criterion()
-        self.validator.init_metrics(module)
+        try:
+            self._stack.enter_context(quiet())
+            self._stack.enter_context(untouched(self.module))
+            self.module.args = _arguments(self.module)
+            self.module.criterion = None  # made anew with the first loss
+            self.module.nc = self.module.model[-1].nc  # which a trainer sets, and RT-DETR's loss reads
+            self.module.end2end = self.validator.args.nms is False
+            self.validator.init_metrics(self.module)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,6 +182,16 @@ class Detector:
 
     def _classes(self) -> Mapping[int, str]:
         return self.validator.data.get("names", self.module.names)  # type: ignore[no-any-return]
+
+
+def _arguments(module: Any) -> Any:
+    """A network's settings as its loss reads them, ultralytics' own where it says nothing."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    held = getattr(module, "args", None) or {}
+    held = held if isinstance(held, dict) else vars(held)
+    return get_cfg(overrides={key: value for key, value in held.items() if key in DEFAULT_CFG_DICT})
 
 
 def _validator(model: Any, module: Any, options: Options) -> Any:

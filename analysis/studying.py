@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +26,7 @@ from analysis.tasks import Classification, Metric
 from analysis.treatments import BatchNorm, Treatments, starts_as_identity
 from analysis.variants import WHOLE, Method, Plan, Variant
 from surgeon.errors import AnalysisError
-from surgeon.host import host_of, input_sizes, unwrap
+from surgeon.host import Size, host_of, input_sizes, unwrap
 from surgeon.tracing import record_forward
 
 FULL = "full model"
@@ -133,12 +134,17 @@ class Study:
 
     def _identity(self, unit: Unit, treatment: str) -> str:
         key = (unit.name, treatment)
+        if not unit.residual:
+            return ""
         if key not in self._identities:
-            size = record_forward(self.module, input_sizes(self.module)).input_size
-            values = self.treatments.values(treatment, 0, unit.parameters, unit.buffers)
+            size, values = self._size, self.treatments.values(treatment, 0, unit.parameters, unit.buffers)
             with untouched(self.module):
                 self._identities[key] = starts_as_identity(Places(self.module), unit, values, size)
         return self._identities[key]
+
+    @cached_property
+    def _size(self) -> Size:
+        return record_forward(self.module, input_sizes(self.module)).input_size
 
     def _variant(self, members: Sequence[Unit], part: str, treatment: str, draw: int) -> Variant:
         parameters = [tensor for unit in members for tensor in unit.parameters]
