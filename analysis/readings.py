@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from surgeon.errors import AnalysisError
 from surgeon.storage import replace_file
 
 FINAL = "final"  # the untouched model
+MARKS = "marks\nof\nbatches"
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class Readings:
@@ -34,6 +37,7 @@ class Readings:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[int, dict[str, NDArray[Any]]]] = {}
+        self.marks: dict[int, int] = {}  # of the images of each batch, to know them again
         self.decided: dict[str, str] = {}  # verdicts of the sequential tests, by part and treatment
 
     def add(self, variant: str, batch: int, values: dict[str, NDArray[Any]]) -> None:
@@ -53,6 +57,19 @@ class Readings:
         batches = self._held.get(variant, {})
         for number in [number for number in batches if number > last]:
             del batches[number]
+
+    def check(self, batch: int, mark: int) -> None:
+        """Compare the mark of a batch with that of earlier passes.
+
+        Raises:
+            AnalysisError: When it is another.
+        """
+        if self.marks.setdefault(batch, mark) != mark:
+            raise AnalysisError(
+                f"batch {batch} of the data holds other images than in an earlier pass or run, so that nothing can be "
+                "compared image by image; give the same images in the same order each time: shuffle=False, and no "
+                "random transforms"
+            )
 
     def variants(self) -> list[str]:
         """Names of all that were measured."""
@@ -84,7 +101,8 @@ class Readings:
 
     def pack(self) -> dict[str, NDArray[Any]]:
         """Everything as plain arrays by name."""
-        return {
+        marks = np.array(sorted(self.marks.items()), dtype=np.int64).reshape(-1, 2)
+        return {MARKS: marks} | {
             f"{variant}\n{batch}\n{metric}": values
             for variant, batches in self._held.items()
             for batch, measured in batches.items()
@@ -94,6 +112,9 @@ class Readings:
     def unpack(self, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Take what `pack` gave."""
         for name, values in arrays:
+            if name == MARKS:
+                self.marks = {int(batch): int(mark) for batch, mark in values}
+                continue
             variant, batch, metric = name.split("\n")
             self._held.setdefault(variant, {}).setdefault(int(batch), {})[metric] = values
 
@@ -119,11 +140,16 @@ class Ledger:
         if not self.path.exists():
             return readings
         try:
-            with np.load(self.path, allow_pickle=False) as held:
-                about = json.loads(str(held["about"]))
-                arrays = [(name, held[name]) for name in held.files if "\n" in name]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise AnalysisError(f"{self.path} is no ledger of an analysis, or damaged: {error}; remove it") from error
+            with zipfile.ZipFile(self.path):
+                held = np.load(self.path, allow_pickle=False)
+            with held:
+                about = dict(json.loads(str(held["about"])))
+                readings.unpack((name, held[name]) for name in held.files if "\n" in name)
+        except DAMAGE as error:
+            raise AnalysisError(
+                f"{self.path} is no ledger of an analysis, or damaged ({type(error).__name__}: {error}); name another "
+                "file, or remove it"
+            ) from error
         odd = [key for key in {**about, **self.about} if about.get(key) != self.about.get(key)]
         if odd:
             there, here = ({key: side.get(key) for key in odd[:3]} for side in (about, self.about))
@@ -131,7 +157,6 @@ class Ledger:
                 f"{self.path} is the ledger of another analysis: {there} there, {here} here; "
                 "name another file, or remove it"
             )
-        readings.unpack(arrays)
         return readings
 
     def write(self, readings: Readings) -> None:

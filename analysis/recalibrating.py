@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,13 @@ Norm = nn.modules.batchnorm._BatchNorm
 
 
 @contextmanager
-def recalibrated(places: Places, modules: Sequence[nn.Module], run: Callable[[], Any]) -> Iterator[None]:
+def recalibrated(places: Places, modules: Sequence[nn.Module], run: Callable[[], int]) -> Iterator[None]:
     """Inside the block, batch norms among ``modules`` have the mean statistics of the calibration batches.
 
     Args:
         places: Of the model's tensors.
         modules: Those whose statistics count; the others keep theirs.
-        run: Runs the model over the calibration batches; at least one.
+        run: Runs the model over the calibration batches; answers their number, at least one.
 
     Raises:
         AnalysisError: When there is no calibration batch.

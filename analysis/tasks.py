@@ -18,6 +18,7 @@ from surgeon.errors import AnalysisError
 
 Measured = dict[str, NDArray[Any]]  # one value per image
 Metric = Callable[[Tensor, Tensor], Tensor]
+MANY = 16  # class indices in a row that are not sorted by chance
 TAKEN = ("error", "loss", "agreement", "ap", "difference", "images", "draws", "unit", "treatment", "verdict")
 
 
@@ -30,10 +31,13 @@ class Task(Protocol):
         """Check a batch and put it where the model is."""
 
     def count(self, batch: Any) -> int:
-        """Images in a batch."""
+        """Images in a batch, prepared or not."""
 
     def part(self, batch: Any, start: int, stop: int) -> Any:
-        """Some images of a batch."""
+        """Some images of a batch, prepared or not."""
+
+    def order_notes(self, batch: Any) -> list[str]:
+        """What is wrong with the order of the images, if one is to stop early."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the model."""
@@ -68,27 +72,27 @@ class Classification:
         Raises:
             AnalysisError: When it is no pair of images (N, C, H, W) and class indices (N,).
         """
-        pair = tuple(batch[:2]) if isinstance(batch, (tuple, list)) and len(batch) >= 2 else ()
-        if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-            raise AnalysisError(
-                f"data: a batch is a {type(batch).__name__}, and no (images, targets) of two tensors; "
-                "wrap your loader so that it gives these"
-            )
-        images, targets = pair
-        if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(images):
-            raise AnalysisError(
-                f"data: targets are {tuple(targets.shape)} {targets.dtype} for {len(images)} images; "
-                "give one class index per image (N,)"
-            )
+        images, targets = _pair(batch)
         return images.to(device, non_blocking=True), targets.to(device, non_blocking=True).long()
 
-    def count(self, batch: tuple[Tensor, Tensor]) -> int:
+    def count(self, batch: Any) -> int:
         """Images in a batch."""
-        return len(batch[1])
+        return len(_pair(batch)[1])
 
-    def part(self, batch: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def part(self, batch: Any, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Some images of a batch."""
-        return batch[0][start:stop], batch[1][start:stop]
+        images, targets = _pair(batch)
+        return images[start:stop], targets[start:stop]
+
+    def order_notes(self, batch: tuple[Tensor, Tensor]) -> list[str]:
+        """What a sequential test should not be given: images in the order of their classes."""
+        targets = batch[1]
+        if len(targets) < MANY or not torch.equal(targets.sort().values, targets):
+            return []
+        return [
+            "the images come in the order of their classes, so that verdicts reached early (stop=) are of the first "
+            "classes only; give them in a random order that stays the same"
+        ]
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The logits.
@@ -126,13 +130,30 @@ class Classification:
             "loss": nn.functional.cross_entropy(answer, targets, reduction="none"),
         }
         for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(answer, targets))
+            value = torch.as_tensor(metric(answer.clone(), targets.clone()))
             if value.shape != targets.shape:
                 raise AnalysisError(
                     f"metric '{name}' answers {tuple(value.shape)} for {len(targets)} images; answer one number each"
                 )
             found[name] = value
         return {name: _numbers(value) for name, value in found.items()}
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    pair = tuple(batch[:2]) if isinstance(batch, (tuple, list)) and len(batch) >= 2 else ()
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        kinds = ", ".join(type(part).__name__ for part in pair)
+        raise AnalysisError(
+            f"data: a batch is a {type(batch).__name__}{f' of {kinds}' if kinds else ''}, and no (images, targets) of "
+            "two tensors; give a DataLoader, or a list of such batches"
+        )
+    images, targets = pair
+    if targets.ndim != 1 or targets.is_floating_point() or images.ndim < 2 or len(targets) != len(images):
+        raise AnalysisError(
+            f"data: images are {tuple(images.shape)} and targets {tuple(targets.shape)} {targets.dtype}; give images "
+            "(N, C, H, W) and one class index per image (N,)"
+        )
+    return images, targets
 
 
 def _numbers(values: Tensor) -> NDArray[Any]:
