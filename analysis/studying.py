@@ -186,8 +186,9 @@ def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
     """What made a result, as plain values."""
     s, builder = study.settings, getattr(study.module, "pretrained_cfg", None) or {}
     name = builder.get("architecture") if isinstance(builder, dict) else None
+    yaml: Any = getattr(study.module, "yaml", None) or {}
     return {
-        "model": name or str(getattr(study.module, "yaml_file", "") or type(study.module).__name__),
+        "model": name or Path(yaml.get("yaml_file") or "").stem or type(study.module).__name__,
         "params": sum(p.numel() for p in study.module.parameters()),
         **({} if study.detector is None else {"detector": study.detector.about}),
         "primary": study.task.primary,

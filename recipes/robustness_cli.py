@@ -87,7 +87,9 @@ def robustness(
         settings |= _states(viewed, initial, checkpoints)
         batches = _batches(viewed, data, root, batch_size, seed, settings, imgsz, split)
         if batchnorm == "recalibrate":
-            settings["calibration"] = _calibration(viewed, data, root, batch_size, seed, calibration)
+            settings["calibration"] = (
+                data if isinstance(batches, str) else _calibration(viewed, data, root, batch_size, seed, calibration)
+            )
         if joint:
             groups_of(units_of(viewed.model, units), joint)  # refused before anything takes time
         jobs: dict[str, Any] = {
