@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_floors_import_downwards(path: Path) -> None:
     own = floor_of(name_of(path))
     up = [name for name in imports(path) if floor_of(name) > own]
     assert up == []
+
+
+@pytest.mark.parametrize("package", ["analysis", "recipes"])
+def test_packages_have_floors(package: str) -> None:
+    """No file needs itself, by whatever way: each lies above those it imports."""
+    needs = {name_of(p): {n for n in imports(p) if n.startswith(f"{package}.")} for p in files(package)}
+    needs = {name: {n for n in found if n in needs} for name, found in needs.items()}
+    assert len(list(TopologicalSorter(needs).static_order())) == len(needs) > 20
+    with pytest.raises(CycleError):
+        list(
+            TopologicalSorter(
+                {**needs, f"{package}.a": {f"{package}.b"}, f"{package}.b": {f"{package}.a"}}
+            ).static_order()
+        )
 
 
 @pytest.mark.parametrize("path", [p for p in files("surgeon") if p.name not in WRITERS], ids=name_of)
