@@ -32,7 +32,7 @@ class Call:
         module: Called.
         place: Numbers of the calls around it and its own, from the model's call down: the same for every batch.
         calls: Made by its own code.
-        arguments: Flat; tensors by weak reference.
+        arguments: Their structure, then flat; tensors by weak reference.
         answer: None where it was not kept.
         kept: Whether it was.
         version: How often the tensors of the answer had been written to when it returned.
@@ -265,14 +265,14 @@ def _copied(value: Any) -> Any:
 
 
 def _weak(args: Any, kwargs: Any) -> list[Any]:
-    leaves = tree_flatten((args, kwargs))[0]
-    return [weakref.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    leaves, structure = tree_flatten((args, kwargs))
+    return [structure, *(weakref.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)]
 
 
 def _are(known: list[Any], args: Any, kwargs: Any) -> bool:
-    """Whether arguments are the known ones: the very same tensors, and equal numbers and texts."""
-    leaves = tree_flatten((args, kwargs))[0]
-    return len(known) == len(leaves) and all(map(_is, known, leaves))
+    """Whether arguments are the known ones: the very same tensors, and equal numbers and texts, in equal places."""
+    leaves, structure = tree_flatten((args, kwargs))
+    return len(known) == len(leaves) + 1 and known[0] == structure and all(map(_is, known[1:], leaves))
 
 
 def _is(known: Any, leaf: Any) -> bool:

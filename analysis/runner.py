@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -70,7 +70,7 @@ class Runner:
         """Treat the model for a whole pass over the data, None not at all; answers what measures a batch."""
         with ExitStack() as stack:
             if variant is not None:
-                stack.enter_context(self.places.replaced(variant.values()))
+                stack.enter_context(self._replaced(variant))
                 if self.plan.calibration is not None:
                     stack.enter_context(self._recalibrated(variant.part))
             yield lambda number, raw: self._alone(number, raw, variant)
@@ -89,6 +89,11 @@ class Runner:
         for start, _, forward in self._pieces(number, raw):
             if (number, start) not in self.references:
                 self.references[number, start] = self.task.reference(forward())
+
+    def _replaced(self, variant: Variant) -> AbstractContextManager[None]:
+        """Treat the model; what counts the draws stays, so that all variants see the same."""
+        moving = {name for name, *_ in self.moving}
+        return self.places.replaced({name: value for name, value in variant.values().items() if name not in moving})
 
     def _pieces(self, number: int, raw: Any) -> Iterator[tuple[int, Any, Forward]]:
         """A batch where the model is, cut so that what is kept of it finds room, and what runs the model on it."""
@@ -112,11 +117,11 @@ class Runner:
         yield FINAL, self.task.measure(untouched, piece, reference)
         for variant in variants:
             breathe()
-            with self.places.replaced(variant.values()):
+            with self._replaced(variant):
                 answer = self._answer(variant.part, forward, untouched)
             while replayed and self.replay.spoilt():
                 untouched = self.replay.record(forward)
-                with self.places.replaced(variant.values()):
+                with self._replaced(variant):
                     answer = self._answer(variant.part, forward, untouched)
             yield variant.key, self.task.measure(answer, piece, reference)
 
@@ -131,7 +136,8 @@ class Runner:
             return forward()
         if part not in self.checked:
             whole = forward()
-            if _difference(answer, whole) > CLOSE + NOISE * _difference(whole, forward()):
+            gap = _difference(answer, whole)
+            if gap > CLOSE and gap > NOISE * _difference(whole, forward()):
                 self._in_full(part, "a replay gave other numbers")
                 return whole
             if 0 < _difference(whole, untouched) < np.inf:
@@ -161,7 +167,7 @@ class Runner:
 
     def _look(self, batch: Any) -> None:
         """Find out, by two images, whether the model draws or writes, and how much of a batch can be kept at a time."""
-        few = self.task.part(batch, 0, 2)
+        few = tree_map_only(Tensor, Tensor.clone, self.task.part(batch, 0, 2))
         before = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in self.model.named_buffers()}
         inputs = [(leaf, _version(leaf)) for leaf in tree_flatten(few)[0] if isinstance(leaf, Tensor)]
         state, on_device = generators(), self._device_generator()

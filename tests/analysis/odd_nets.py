@@ -23,6 +23,7 @@ class Odd(nn.Module):
         self.state: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
+        self.images = x
         return self.head(self.code(self, self.stem(x)).mean((2, 3)))
 
 
@@ -112,7 +113,8 @@ class Append(nn.Module):
 
 def keeps_a_map_on_itself(m: Odd, x: Tensor) -> Tensor:
     m.keep(m.a(x))
-    return m.c(m.recall(torch.ones(1)) + m.b(x))
+    y = m.b(x)
+    return m.c(m.recall(torch.ones(1)) + y)
 
 
 class Keep(nn.Module):
@@ -145,6 +147,23 @@ def reads_another_units_weight(m: Odd, x: Tensor) -> Tensor:
     return m.c(m.a(m.reads(x)) + m.b(x))
 
 
+def squeezes(m: Odd, x: Tensor) -> Tensor:
+    """Works for several images only, as code with ``squeeze()`` does."""
+    y = m.c(m.b(m.a(x))).mean((2, 3), keepdim=True).squeeze()
+    return y[:, :, None, None] if len(x) > 1 else y[None, :, None, None]
+
+
+def writes_on_the_images(m: Odd, x: Tensor) -> Tensor:
+    """The stem has read them, but a second reading would see what was written."""
+    m.images.sub_(1).mul_(2)
+    return m.c(m.b(m.a(x))) + m.images.mean()
+
+
+def statistics_of_the_batch(m: Odd, x: Tensor) -> Tensor:
+    """A norm without running statistics: what is computed depends on which images come together."""
+    return m.c(m.norm(m.b(m.a(x))).relu())
+
+
 def odd(code: Callable[[Odd, Tensor], Tensor]) -> Odd:
     """The network whose code is ``code``, with the parts that it needs."""
     net = Odd(code)
@@ -163,6 +182,8 @@ def odd(code: Callable[[Odd, Tensor], Tensor]) -> Odd:
     if code is keeps_a_map_on_itself:
         net.keep = Keep()
         net.recall = Keep(net.keep)
+    if code is statistics_of_the_batch:
+        net.norm = nn.BatchNorm2d(6, track_running_stats=False)
     if code is reads_another_units_weight:
         net.reads = Reads(net.b)
     return net.eval()

@@ -161,7 +161,9 @@ def calls(where: str, method: Any) -> int:
     return ends.calls
 
 
-CALLS = {(where, method): calls(where, method) for where in ("data", "metric", "hook", "treatment") for method in METHODS}
+CALLS = {
+    (where, method): calls(where, method) for where in ("data", "metric", "hook", "treatment") for method in METHODS
+}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
