@@ -161,5 +161,6 @@ def distant(nets: Mapping[str, Net]) -> list[str]:
         found.append(f"{words} {pm(ranks, '+.2f')}")
     return [
         "**The distance a layer has moved does not tell whether it is robust** (paper: no obvious correlation in the "
-        f"FCN, a weak one in VGG and ResNet): rank correlation of normalised L2 distance and points lost {', '.join(found)}."
+        "FCN, a weak one in VGG and ResNet): rank correlation of normalised L2 distance and points lost "
+        f"{', '.join(found)}."
     ]

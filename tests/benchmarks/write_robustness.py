@@ -25,6 +25,7 @@ from tests.benchmarks.robustness_rows import TOLERANCE, Net, laters, pm
 DOCS = Path(__file__).parents[2] / "docs"
 NETS = {"fcn": "FCN 3x256", "vgg": "VGG-11 of a quarter width", "resnet": "ResNet of twelve blocks"}
 CONFIGURATIONS = {"plain": "N/A", "wd": "+wd", "bn": "+bn", "wd_bn": "+wd+bn"}
+QUARTER = {"vgg": "VGG-11 of a quarter width", "resnet": "ResNet-18 of a quarter width"}
 PRINTED = {"vgg": ("VGG11", 11.8, 10.7, 9.4, 8.2), "resnet": ("ResNet18", 10.4, 7.5, 6.9, 5.5)}  # CIFAR-10, Table 3
 TABLE_1 = {"paper: ResNet50": (8.40, "9.77 ± 1.38", 11.74, 9.23), "paper: ResNet152": (8.54, "8.74 ± 0.39", 9.17, 9.23)}
 WIDTHS = (16, 32, 64, 128, 256, 512)
@@ -90,8 +91,8 @@ layers; bars are one standard deviation over five seeds.
 
 ## Norm and weight decay: Table 3, Figs. 11 and 12
 
-`surgeon run digits_norm_decay_vgg --seeds 3`, likewise `_resnet`; weight decay 5e-4, running statistics are set back
-with their layer. Error in percent, the paper's on CIFAR-10:
+`surgeon run digits_norm_decay_vgg --seeds 3`, likewise `_resnet`, of two blocks per stage; weight decay 5e-4, running
+statistics are set back with their layer. Error in percent, the paper's on CIFAR-10:
 
 {decay}
 
@@ -189,13 +190,13 @@ def decay(nets: dict[str, dict[str, Net]]) -> tuple[str, str]:
     errors, kept = [], []
     for name, variants in nets.items():
         errors.append(
-            {"net": NETS[name], **{words: pm(variants[key].errors()) for key, words in CONFIGURATIONS.items()}}
+            {"net": QUARTER[name], **{words: pm(variants[key].errors()) for key, words in CONFIGURATIONS.items()}}
         )
         printed = dict(zip(CONFIGURATIONS.values(), PRINTED[name][1:], strict=True))
         errors.append({"net": f"paper: {PRINTED[name][0]}", **{words: f"{value}" for words, value in printed.items()}})
         for treatment, how in (("rerand", "drawn anew"), ("0", "to 0"), ("1", "to 1"), ("10", "to 10")):
             shares = {words: f"{variants[key].share_robust(treatment):.0%}" for key, words in CONFIGURATIONS.items()}
-            kept.append({"net": NETS[name], "treatment": how, **shares})
+            kept.append({"net": QUARTER[name], "treatment": how, **shares})
     return rows_of(errors), rows_of(kept)
 
 
