@@ -402,8 +402,9 @@ def test_inference_mode() -> None:
         readings, _ = sweep(plan_of(model, data, units(model, input_size=(3, 8, 8))[:2]))
         assert torch.is_inference_mode_enabled() and readings.images("final") == 5
         assert {name: bits(p) for name, p in model.named_parameters()} == before
+    model = busy()
     with torch.inference_mode():
-        assert sweep(plan_of(busy(), data, UNITS[:2]))[1]
+        assert sweep(plan_of(model, data, UNITS[:2]))[1]
 
 
 # treating
