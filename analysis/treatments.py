@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class Treatments:
         self.notes: list[str] = []
         self.states: dict[str, Tensors] = self._read(model, initial, checkpoints)
         self.initial = self.states.get(INITIAL)
-        self._fresh: list[FreshValues] = [fresh_model_values(model, seed + i) for i in range(draws)]
+        self._fresh: list[FreshValues] = [fresh_model_values(model, _of_draw(seed, i)) for i in range(draws)]
         self.missing = self._fresh[0].missing if draws else {}
         self.names = [*([RERAND] if draws else []), *self.states]
         if not self.names:
@@ -132,6 +133,14 @@ class Treatments:
             "rms_from_initial": _mean([rms for rms, _ in since]),
             "linf_from_initial": _mean([largest for _, largest in since]),
         }
+
+
+def _of_draw(seed: int, number: int) -> int:
+    """A seed of its own: with that of ``torch.manual_seed(0)`` before the model was built, its start is drawn again.
+
+    Nor do two seeds share draws.
+    """
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _mean(values: Sequence[float]) -> float | None:
