@@ -74,7 +74,7 @@ def joint_robustness(
     study = Study(model, data, settings_from(settings))
     found = groups_of(study.units, groups)
     measures = study.measure(found, "joint_robustness")
-    total = sum(unit.params for unit in study.units)
+    total = sum(unit.params for unit in study.every)
     rows = [row for name, members in found.items() for row in _rows(study, measures, name, members, total)]
     return JointRobustness(rows, _summary(study, measures, rows), settings_of(study, measures))
 

@@ -17,6 +17,7 @@ from analysis.studying import FULL, Settings, Study, settings_of
 from analysis.tasks import Metric
 from analysis.treatments import BatchNorm
 from analysis.variants import WHOLE, Method
+from surgeon.host import InputSize
 
 
 class Robustness(Result):
@@ -81,6 +82,7 @@ def robustness(
     amp: str | None = None,
     command: str = "",
     detector: Mapping[str, Any] | None = None,
+    input_size: InputSize = None,
 ) -> Robustness:
     """Measure how much each unit of a trained network matters: reset it, draw it anew, and count the errors.
 
@@ -113,6 +115,7 @@ def robustness(
         amp: "bfloat16" or "float16" for autocast.
         command: What made the result, for its report.
         detector: Of detectors: ``imgsz``, ``batch``, ``split``, ``resamples``, ``conf``, ``max_det``.
+        input_size: As for ``surgeon.locate``; by default the model's own, or that of the first images.
 
     Returns:
         Rows per unit and treatment: error, loss, agreement with the untouched model, the paired difference and its 95%
@@ -136,13 +139,13 @@ def robustness(
     """
     settings = Settings(
         units, initial, checkpoints, draws, batchnorm, calibration, seed, method, stop, tolerance, metrics, memory,
-        ledger, progress, limit, amp, command, detector,
+        ledger, progress, limit, amp, command, detector, input_size,
     )  # fmt: skip
     study = Study(model, data, settings)
     parts = {unit.name: [unit] for unit in study.units}
     measures = study.measure(parts, whole=True, name="robustness")
     rows = [
-        row for name, members in {**parts, WHOLE: study.units}.items() for row in _rows(study, measures, name, members)
+        row for name, members in {**parts, WHOLE: study.every}.items() for row in _rows(study, measures, name, members)
     ]
     return Robustness(rows, _summary(study, measures, rows), settings_of(study, measures))
 

@@ -18,8 +18,10 @@ from analysis.jointly import settings_from
 from analysis.judging import Judged
 from analysis.result import Result, Row
 from analysis.studying import Study, settings_of
+from analysis.sweeping import mark
 from analysis.unit_names import Unit
 from surgeon.errors import AnalysisError
+from surgeon.randomness import generators_kept
 
 Chosen = tuple[str, ...]  # names of units in the order in which they were added
 
@@ -93,7 +95,7 @@ def search_joint(
     if settings.get("stop") not in (None, False):
         raise AnalysisError("search_joint compares sets on the same images; leave stop out")
     study = Study(model, data, settings_from(settings))
-    if iter(study.data) is study.data:
+    if isinstance(study.data, Iterator):
         raise AnalysisError("search_joint goes through the data once per step, and data is an iterator; give a list")
     names = study.treatments.names
     treatment = treatment or ("0" if "0" in names else names[0])
@@ -101,6 +103,8 @@ def search_joint(
         raise AnalysisError(f"treatment is '{treatment}'; those at hand are {', '.join(names)}")
     if not isinstance(beam, int) or beam < 1:
         raise AnalysisError(f"beam is {beam!r}; keep at least 1 set in each step")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise AnalysisError(f"most is {most!r}; give the largest number of units to try together, at least 1")
     study.treatments.names = [treatment]
     return _Search(study, treatment, beam, prune, most).run(_candidates(study, treatment, candidates))
 
@@ -126,7 +130,7 @@ class _Search:
     def run(self, candidates: Sequence[Unit]) -> JointSearch:
         units = {unit.name: unit for unit in candidates}
         data = self.study.data
-        one = len(list(islice(iter(data), 2))) < 2
+        one = self._insist_in_order(data) < 2
         choosing, reporting = (data, data) if one else (_Every(data, 0), _Every(data, 1))
         if one:
             self.study.plan_notes.append("with one batch, sets are chosen and reported on the same images")
@@ -134,11 +138,31 @@ class _Search:
         path: list[Chosen] = []
         left = set(units)
         while left and self.study.complete and len(kept[0]) < (self.most or len(units)):
-            kept, left = self._step(kept, left, units, choosing)
+            try:
+                kept, left = self._step(kept, left, units, choosing)
+            except KeyboardInterrupt:  # before the first batch of this step
+                self.study.complete = False
+                if not path:
+                    raise
+                break
             path += kept[:1]
             if not kept:
                 break
         return self._report(path, units, reporting)
+
+    @staticmethod
+    def _insist_in_order(data: Iterable[Any]) -> int:
+        """The number of batches, up to 2; refuses data that come in another order in each pass."""
+        marks = []
+        for _ in range(2):
+            with generators_kept():  # as each pass of the search has it
+                marks.append([mark(raw) for raw in islice(iter(data), 2)])
+        if marks[0] != marks[1]:
+            raise AnalysisError(
+                "data come in another order in each pass, so that sets are neither compared on the same images nor "
+                "reported on others than they were chosen on; give shuffle=False, and no random transforms"
+            )
+        return len(marks[0])
 
     def _step(
         self, kept: Sequence[Chosen], left: set[str], units: Mapping[str, Unit], data: Iterable[Any]
@@ -161,8 +185,9 @@ class _Search:
     def _report(self, path: Sequence[Chosen], units: Mapping[str, Unit], data: Iterable[Any]) -> JointSearch:
         """Measure the sets of the path on the other half of the data."""
         parts = {_name(chosen): [units[name] for name in units if name in chosen] for chosen in path}
-        measures = self.study.measure(parts, "search_joint report", data=data)
-        total = sum(unit.params for unit in self.study.units)
+        complete = self.study.complete  # else the path will be another one when the search goes on
+        measures = self.study.measure(parts, "search_joint report", data=data, keep=complete)
+        total = sum(unit.params for unit in self.study.every)
         rows = [
             _row(i, c, units, total, self.treatment, measures.of(_name(c), self.treatment))
             for i, c in enumerate(path, 1)

@@ -5,15 +5,14 @@ What layer-wise, joint and greedy robustness have in common. Apart from them so 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from analysis.judging import ErrorMeasures, Measures
 from analysis.parts import Level, Unit
@@ -21,41 +20,17 @@ from analysis.parts import units as find_units
 from analysis.perturb import Places, untouched
 from analysis.readings import FINAL, Ledger
 from analysis.sharing import world
+from analysis.study_settings import TYPES, Settings, check, confidence, size_in_bytes
 from analysis.sweeping import sweep
-from analysis.tasks import Classification, Metric
-from analysis.treatments import BatchNorm, Treatments, starts_as_identity
-from analysis.variants import WHOLE, Method, Plan, Variant
-from surgeon.errors import AnalysisError
-from surgeon.host import Size, host_of, input_sizes, unwrap
+from analysis.tasks import Classification
+from analysis.treatments import Treatments, starts_as_identity
+from analysis.variants import WHOLE, Plan, Variant
+from surgeon.errors import AnalysisError, SurgeonError
+from surgeon.host import InputSize, Size, host_of, input_sizes, unwrap
+from surgeon.randomness import generators_kept
 from surgeon.tracing import record_forward
 
 FULL = "full model"
-SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study is done; see :func:`analysis.robustness`."""
-
-    units: Level | Sequence[Unit] = "block"
-    initial: Any = None
-    checkpoints: Any = ()
-    draws: int = 1
-    batchnorm: BatchNorm = "keep"
-    calibration: Iterable[Any] | None = None
-    seed: int = 0
-    method: Method = "single_pass"
-    stop: float | bool | None = None
-    tolerance: float = 0.01
-    metrics: Mapping[str, Metric] | None = None
-    memory: int | str = "1GiB"
-    ledger: str | Path | None = None
-    progress: bool = True
-    limit: int | None = None
-    amp: str | None = None
-    command: str = ""
-    detector: Mapping[str, Any] | None = None
 
 
 class Study:
@@ -72,9 +47,12 @@ class Study:
 
     def __init__(self, model: Any, data: Any, settings: Settings) -> None:
         self.model, self.settings, self.module = model, settings, unwrap(model)
-        _check(settings)
-        self.units = units_of(model, settings.units)
+        check(settings)
         self.task, self.data, self.detector = _task(model, data, settings)
+        self.input_size = _input_size(self.module, data, settings.input_size)
+        self.units = units_of(model, settings.units, self.input_size)
+        # all units of the model, where the user named some
+        self.every = self.units if isinstance(settings.units, str) else find_units(model, "layer", self.input_size)
         self.treatments = Treatments(
             model, settings.initial, settings.checkpoints, settings.draws, settings.batchnorm, settings.seed
         )
@@ -83,7 +61,12 @@ class Study:
         self._identities: dict[tuple[str, str], str] = {}
 
     def measure(
-        self, parts: Mapping[str, Sequence[Unit]], name: str, whole: bool = False, data: Iterable[Any] | None = None
+        self,
+        parts: Mapping[str, Sequence[Unit]],
+        name: str,
+        whole: bool = False,
+        data: Iterable[Any] | None = None,
+        keep: bool = True,
     ) -> Measures:
         """Treat each part in every way, and measure.
 
@@ -92,11 +75,12 @@ class Study:
             name: Of the analysis, which its ledger is about.
             whole: Treat the model as a whole too.
             data: Other batches than all.
+            keep: Have a ledger, where the settings name one.
 
         Raises:
             KeyboardInterrupt: When that came before the first batch was done, so that there is nothing to tell.
         """
-        everything = {**parts, **({WHOLE: self.units} if whole else {})}
+        everything = {**parts, **({WHOLE: self.every} if whole else {})}
         cells = [
             (part, treatment, self.treatments.number_of_draws(treatment))
             for part, members in everything.items()
@@ -106,11 +90,13 @@ class Study:
         variants = [self._variant(everything[p], p, t, i) for p, t, count in cells for i in range(count)]
         plan = self._plan({part: _held(members) for part, members in parts.items()}, variants, name)
         plan.data = self.data if data is None else data
+        plan.ledger = plan.ledger if keep else None
         if self.detector is not None:
             with self.detector:
-                readings, self.complete = sweep(plan)
+                readings, complete = sweep(plan)
         else:
-            readings, self.complete = sweep(plan)
+            readings, complete = sweep(plan)
+        self.complete = self.complete and complete
         self.plan_notes += [note for note in plan.notes if note not in self.plan_notes]
         if not readings.images(FINAL):
             raise KeyboardInterrupt
@@ -144,7 +130,11 @@ class Study:
 
     @cached_property
     def _size(self) -> Size:
-        return record_forward(self.module, input_sizes(self.module)).input_size
+        return record_forward(self.module, input_sizes(self.module, self.input_size)).input_size
+
+    @cached_property
+    def _states(self) -> dict[str, str]:
+        return {label: _sums(state.values()) for label, state in self.treatments.states.items()}
 
     def _variant(self, members: Sequence[Unit], part: str, treatment: str, draw: int) -> Variant:
         parameters = [tensor for unit in members for tensor in unit.parameters]
@@ -158,24 +148,26 @@ class Study:
             "analysis": name,
             "model": _fingerprint(self.module),
             "variants": [variant.key for variant in variants],
-            **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": _confidence(s.stop)},
+            "states": self._states if s.ledger is not None else {},
+            "metrics": sorted(s.metrics or ()),
+            **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": confidence(s.stop)},
             **{"tolerance": s.tolerance, "limit": s.limit, "amp": s.amp, "method": s.method},
             **({} if self.detector is None else {"detector": self.detector.about}),
         }
         calibration = s.calibration if self.detector is None else self.detector.calibration(s.calibration)
         return Plan(
             model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
-            memory=_bytes(s.memory), stop=_confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
+            memory=size_in_bytes(s.memory), stop=confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
             ledger=None if s.ledger is None else Ledger(_ledger(s.ledger, name), about), progress=s.progress,
             calibration=calibration if s.batchnorm == "recalibrate" else None,
             amp=None if s.amp is None else TYPES[s.amp],
         )  # fmt: skip
 
 
-def units_of(model: Any, wanted: str | Sequence[Unit]) -> list[Unit]:
+def units_of(model: Any, wanted: str | Sequence[Unit], input_size: InputSize = None) -> list[Unit]:
     """The units a user named: by level, or as a list of them."""
     if isinstance(wanted, str):
-        return find_units(model, wanted)  # type: ignore[arg-type]
+        return find_units(model, wanted, input_size)  # type: ignore[arg-type]
     found = list(wanted)
     if not found or not all(isinstance(unit, Unit) for unit in found):
         raise AnalysisError(f"units: give one of {', '.join(get_args(Level))}, or a list from analysis.units(model)")
@@ -195,7 +187,7 @@ def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
         "images": measures.of("", FINAL).images,
         "images_loaded": measures.loaded,
         **{"method": s.method, "batchnorm": s.batchnorm, "draws": s.draws, "seed": s.seed},
-        **{"stop": _confidence(s.stop), "tolerance": s.tolerance, "amp": s.amp},
+        **{"stop": confidence(s.stop), "tolerance": s.tolerance, "amp": s.amp},
         **{"complete": study.complete, "notes": study.notes()},
         **{"command": s.command, "versions": versions_of()},
     }
@@ -212,49 +204,26 @@ def versions_of() -> dict[str, str]:
     return found
 
 
-def _check(s: Settings) -> None:
-    wrong = [
-        (s.method in get_args(Method), f"method is {s.method!r}; it is one of {', '.join(get_args(Method))}"),
-        (
-            isinstance(s.tolerance, (int, float)) and 0 <= s.tolerance < 1,
-            f"tolerance is {s.tolerance!r}; give the loss that still counts as robust, 0 to 1, as 0.01",
-        ),
-        (s.limit is None or s.limit > 0, f"limit is {s.limit!r}; give a number of images, at least 1"),
-        (s.amp is None or s.amp in TYPES, f"amp is {s.amp!r}; it is one of {', '.join(TYPES)}, or None"),
-        (
-            s.batchnorm != "recalibrate" or s.calibration is not None,
-            'batchnorm="recalibrate" needs calibration=, batches of training images',
-        ),
-        (
-            s.batchnorm == "recalibrate" or s.calibration is None,
-            f'calibration= is for batchnorm="recalibrate", and batchnorm is {s.batchnorm!r}',
-        ),
-    ]
-    if reasons := [reason for fine, reason in wrong if not fine]:
-        raise AnalysisError(reasons[0])
-    _confidence(s.stop)
-    _bytes(s.memory)
+def _input_size(module: torch.nn.Module, data: Any, given: InputSize) -> InputSize:
+    """The image size to record a model with: the user's, None for the model's own, else that of the first image.
 
-
-def _confidence(stop: float | bool | None) -> float | None:
-    value = 0.95 if stop is True else None if stop is False else stop
-    if value is not None and not (isinstance(value, (int, float)) and 0.5 <= value < 1):
-        raise AnalysisError(f"stop is {stop!r}; give the confidence of a verdict, 0.5 to under 1, or True for 0.95")
-    return value
-
-
-def _bytes(memory: int | str) -> int:
-    """A size in bytes, or as text with a unit."""
-    text = str(memory).strip().upper()
-    number = text.rstrip("BKMGI ")
-    unit = text[len(number) :].strip()
+    Raises:
+        SurgeonError: When none of them is known, as of data that can be gone through once only.
+    """
+    if given is not None:
+        return given
     try:
-        value = float(number) * SIZES[unit]
-    except (ValueError, KeyError):
-        value = math.nan
-    if not value >= 1:
-        raise AnalysisError(f"memory is {memory!r}; give bytes, or a text such as '512MiB' or '1GiB'")
-    return int(value)
+        input_sizes(module)
+    except SurgeonError:
+        if not isinstance(data, Iterable) or isinstance(data, Iterator):
+            raise
+        with generators_kept():
+            first = next(iter(data), None)
+        images = first[0] if isinstance(first, (tuple, list)) and first else None
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise
+        return (images.shape[1], images.shape[2], images.shape[3])
+    return None
 
 
 def _task(model: Any, data: Any, s: Settings) -> tuple[Any, Any, Any]:
@@ -284,9 +253,12 @@ def _held(members: Sequence[Unit]) -> tuple[list[str], list[str]]:
 
 def _fingerprint(module: torch.nn.Module) -> str:
     """Tells one model's weights from another's: names, and sums of values."""
-    total = sum(float(p.detach().double().sum()) for p in module.parameters())
-    squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
-    return f"{type(module).__name__} {total:.9g} {squares:.9g}"
+    return f"{type(module).__name__} {_sums([*module.parameters(), *module.buffers()])}"
+
+
+def _sums(tensors: Iterable[Tensor]) -> str:
+    values = [tensor.detach().double() for tensor in tensors]
+    return f"{sum(float(v.sum()) for v in values):.9g} {sum(float(v.square().sum()) for v in values):.9g}"
 
 
 __all__ = ["FULL", "Settings", "Study", "settings_of", "units_of"]
