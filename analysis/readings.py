@@ -144,7 +144,10 @@ class Ledger:
                 held = np.load(self.path, allow_pickle=False)
             with held:
                 about = dict(json.loads(str(held["about"])))
-                readings.unpack((name, held[name]) for name in held.files if "\n" in name)
+                arrays = {name: held[name] for name in held.files if "\n" in name}
+                if int(held["checksum"]) != _checksum(arrays):
+                    raise ValueError("its checksum is another")
+                readings.unpack(arrays.items())
         except DAMAGE as error:
             raise AnalysisError(
                 f"{self.path} is no ledger of an analysis, or damaged ({type(error).__name__}: {error}); name another "
@@ -166,10 +169,21 @@ class Ledger:
             AnalysisError: When nothing can be written there.
         """
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {"about": np.array(json.dumps(self.about)), **readings.pack()}
+        arrays: dict[str, Any] = readings.pack()
+        checksum = np.array(_checksum(arrays))
+        arrays |= {"about": np.array(json.dumps(self.about)), "checksum": checksum}
         np.savez_compressed(buffer, **arrays)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, buffer.getvalue())
         except OSError as error:
             raise AnalysisError(f"ledger {self.path} cannot be written: {error.strerror}; name another") from error
+
+
+def _checksum(arrays: dict[str, NDArray[Any]]) -> int:
+    total = 0
+    for name in sorted(arrays):
+        values = arrays[name]
+        total = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), total)
+        total = zlib.crc32(np.ascontiguousarray(values).tobytes(), total)
+    return total

@@ -25,6 +25,7 @@ from analysis.readings import FINAL
 from analysis.recalibrating import recalibrated
 from analysis.tasks import Measured
 from analysis.variants import WHOLE, Plan, Variant
+from surgeon.errors import AnalysisError
 from surgeon.randomness import drawn_since, generators, generators_kept
 
 Forward = Callable[[], Any]
@@ -171,8 +172,7 @@ class Runner:
         before = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in self.model.named_buffers()}
         inputs = [(leaf, _version(leaf)) for leaf in tree_flatten(few)[0] if isinstance(leaf, Tensor)]
         state, on_device = generators(), self._device_generator()
-        for _ in range(2):  # first all answers are kept, then those that are needed
-            self.replay.record(lambda: self._forward(few, 0))
+        self._record_first(few)
         self.writes = any(_version(leaf) != version for leaf, version in inputs)
         self.moving = [(name, b, start) for name, (b, version, start) in before.items() if _version(b) != version]
         self.draws = drawn_since(state) or self._device_generator() != on_device or bool(self.moving)
@@ -184,6 +184,20 @@ class Runner:
             self._draw_alike()
         elif self.images_at_once < whole and self.plan.method == "single_pass":
             self.plan.notes.append(f"batches are cut to {self.images_at_once} images to keep within the memory given")
+
+    def _record_first(self, few: Any) -> None:
+        try:
+            for _ in range(2):  # first all answers are kept, then those that are needed
+                self.replay.record(lambda: self._forward(few, 0))
+        except AnalysisError:
+            raise
+        except Exception as error:  # whatever the model's code raises on images it was not made for
+            given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tree_flatten(few)[0] if isinstance(t, Tensor))
+            kinds = {str(p.dtype) for p in self.model.parameters()}
+            raise AnalysisError(
+                f"the model fails on the first images ({given}; its parameters are {', '.join(sorted(kinds))}): "
+                f"{type(error).__name__}: {error}; give images of the size and kind it was trained on"
+            ) from error
 
     def _draw_alike(self) -> None:
         self._restart(0)

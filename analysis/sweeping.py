@@ -227,10 +227,10 @@ def mark(batch: Any) -> int:
 
 def _check_data(plan: Plan) -> None:
     for name, data in (("data", plan.data), ("calibration", plan.calibration)):
-        if data is None:
+        if data is None and name == "calibration":
             continue
         if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-            raise AnalysisError(f"{name} is a {type(data).__name__}; give batches of (images, targets)")
+            raise AnalysisError(f"{name} is {type(data).__name__}; give batches of (images, targets), as a DataLoader")
         if isinstance(data, Iterator) and not one_pass(plan):
             raise AnalysisError(
                 f"{name} is a {type(data).__name__} that can be gone through once only, and each variant needs a pass; "

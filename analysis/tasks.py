@@ -19,7 +19,12 @@ from surgeon.errors import AnalysisError
 Measured = dict[str, NDArray[Any]]  # one value per image
 Metric = Callable[[Tensor, Tensor], Tensor]
 MANY = 16  # class indices in a row that are not sorted by chance
-TAKEN = ("error", "loss", "agreement", "ap", "difference", "images", "draws", "unit", "treatment", "verdict")
+TAKEN = (
+    *("unit", "group", "units", "units_treated", "path", "params", "share_of_params", "treatment", "step", "added"),
+    *("draws", "images", "error", "error_low_95", "error_high_95", "ap", "loss", "agreement", "difference"),
+    *("difference_low_95", "difference_high_95", "verdict", "sd_over_draws", "note", "rms_distance", "linf_distance"),
+    *("rms_from_initial", "linf_from_initial"),
+)
 
 
 class Task(Protocol):
@@ -65,6 +70,8 @@ class Classification:
         self.metrics = dict(metrics or {})
         if taken := [name for name in self.metrics if name in TAKEN]:
             raise AnalysisError(f"metrics: '{taken[0]}' is a column of every result; give your metric another name")
+        if odd := [name for name, metric in self.metrics.items() if not (isinstance(name, str) and callable(metric))]:
+            raise AnalysisError(f"metrics: {odd[0]!r} is no name of a function; give functions of (logits, targets)")
 
     def prepare(self, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and class indices of a batch.
@@ -130,7 +137,11 @@ class Classification:
             "loss": nn.functional.cross_entropy(answer, targets, reduction="none"),
         }
         for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(answer.clone(), targets.clone()))
+            value = metric(answer.clone(), targets.clone())
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise AnalysisError(f"metric '{name}' answers {value!r:.60}; answer one number per image") from error
             if value.shape != targets.shape:
                 raise AnalysisError(
                     f"metric '{name}' answers {tuple(value.shape)} for {len(targets)} images; answer one number each"
@@ -144,7 +155,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         kinds = ", ".join(type(part).__name__ for part in pair)
         raise AnalysisError(
-            f"data: a batch is a {type(batch).__name__}{f' of {kinds}' if kinds else ''}, and no (images, targets) of "
+            f"data: a batch is {type(batch).__name__}{f' of {kinds}' if kinds else ''}, and no (images, targets) of "
             "two tensors; give a DataLoader, or a list of such batches"
         )
     images, targets = pair
@@ -153,6 +164,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             f"data: images are {tuple(images.shape)} and targets {tuple(targets.shape)} {targets.dtype}; give images "
             "(N, C, H, W) and one class index per image (N,)"
         )
+    if not len(targets):
+        raise AnalysisError("data: a batch holds no image; leave empty batches out")
     return images, targets
 
 
