@@ -37,12 +37,12 @@ def paired_bootstrap(
 ) -> list[tuple[float, float]]:
     """Percentile intervals of mean differences, image by image, from drawing the images anew with replacement.
 
-    The same draws serve all. Two images are added to each draw, one a step better and one a step worse, so that few
-    images that all agree do not pass for certainty (Agresti and Min 2005, who do so for paired shares; the step is 1,
-    or the largest difference where that is less).
+    The same draws serve all. Two images are added to each draw, one better by 1 and one worse, so that few images that
+    all agree do not pass for certainty (Agresti and Min 2005, who do so for paired shares), nor those that differ in
+    one of several treatments whose differences are averaged.
 
     Args:
-        differences: Arrays of the same images, in order; shorter ones are of the first images.
+        differences: Arrays of the same images, in order, from -1 to 1; shorter ones are of the first images.
         seed: Of the draws.
         confidence: Of each interval.
         resamples: Number of draws.
@@ -50,6 +50,9 @@ def paired_bootstrap(
     Example:
         >>> low, high = paired_bootstrap([np.zeros(450)])[0]
         >>> -0.01 < low < 0 < high < 0.01
+        True
+        >>> one_in_three = np.where(np.arange(450) == 0, 1 / 3, 0)
+        >>> paired_bootstrap([one_in_three])[0][1] >= high
         True
     """
     found: list[tuple[float, float]] = [(math.nan, math.nan)] * len(differences)
@@ -71,9 +74,8 @@ def _draws(values: Values, seed: int, resamples: int) -> Values:
     """Means of resampled rows, (resamples, columns)."""
     images = len(values)
     generator = np.random.default_rng(seed)
-    step = np.minimum(1.0, np.nanmax(np.abs(values), 0, initial=0.0))
-    step[step == 0] = 1.0
-    padded = np.concatenate([values, [step], [-step]])
+    step = np.ones((1, values.shape[1]))
+    padded = np.concatenate([values, step, -step])
     chunk, means = max(1, AT_ONCE // (images + 2)), []
     for start in range(0, resamples, chunk):
         some = min(chunk, resamples - start)
