@@ -144,6 +144,7 @@ def robustness(
     study = Study(model, data, settings)
     parts = {unit.name: [unit] for unit in study.units}
     measures = study.measure(parts, whole=True, name="robustness")
+    study.plan_notes += _nothing_learnt(study, measures)
     rows = [
         row for name, members in {**parts, WHOLE: study.every}.items() for row in _rows(study, measures, name, members)
     ]

@@ -49,7 +49,7 @@ class Study:
         self.model, self.settings, self.module = model, settings, unwrap(model)
         check(settings)
         self.task, self.data, self.detector = _task(model, data, settings)
-        self.input_size = _input_size(self.module, data, settings.input_size)
+        self.input_size = _input_size(self.module, self.task, data, settings.input_size)
         self.units = units_of(model, settings.units, self.input_size)
         # all units of the model, where the user named some
         self.every = self.units if isinstance(settings.units, str) else find_units(model, "layer", self.input_size)
@@ -204,7 +204,7 @@ def versions_of() -> dict[str, str]:
     return found
 
 
-def _input_size(module: torch.nn.Module, data: Any, given: InputSize) -> InputSize:
+def _input_size(module: torch.nn.Module, task: Any, data: Any, given: InputSize) -> InputSize:
     """The image size to record a model with: the user's, None for the model's own, else that of the first image.
 
     Raises:
@@ -219,10 +219,12 @@ def _input_size(module: torch.nn.Module, data: Any, given: InputSize) -> InputSi
             raise
         with generators_kept():
             first = next(iter(data), None)
-        images = first[0] if isinstance(first, (tuple, list)) and first else None
-        if not isinstance(images, Tensor) or images.ndim != 4:
+        if first is None:
+            raise AnalysisError("data holds no batch; give at least one (images, targets)") from None
+        task.count(first)  # says what is wrong with the batch
+        if first[0].ndim != 4:
             raise
-        return (images.shape[1], images.shape[2], images.shape[3])
+        return (first[0].shape[1], first[0].shape[2], first[0].shape[3])
     return None
 
 

@@ -122,10 +122,9 @@ def _run(jobs: dict[str, Any], out: Path, main: bool) -> None:
             if main:
                 typer.echo(f"stopped; what was measured is in {out}, run the same command again to go on", err=True)
             raise KeyboardInterrupt
-        if main:
-            for ledger in out.glob(f"{name}.ledger*"):
-                ledger.unlink()
     if main:
+        for ledger in [file for name in jobs for file in out.glob(f"{name}.ledger*")]:  # not before all is done
+            ledger.unlink()
         typer.echo(f"written to {out}: {', '.join(jobs)} (.json .csv .png), report.html")
 
 

@@ -107,6 +107,23 @@ def test_the_full_model_is_whole_where_some_units_are_named(data: Batches) -> No
     assert joint.rows[0]["share_of_params"] == some[0].params / whole["params"]
 
 
+def test_a_model_that_has_learnt_nothing_is_told(data: Batches) -> None:
+    words = "has learnt nothing about these data"
+    model = net(5)
+    with torch.no_grad():
+        right = [(images, model.eval()(images).argmax(1)) for images, _ in data]
+        wrong = [(images, model.eval()(images).argmin(1)) for images, _ in data]
+    assert words in analysis.robustness(model, wrong).summary
+    assert words not in analysis.robustness(model, right).summary
+
+
+def test_batches_that_are_none_are_told_before_the_size_of_images() -> None:
+    images, targets = torch.rand(4, 3, 12, 12), torch.arange(4)
+    for data, words in (([], "holds no batch"), ((images, targets), "no \\(images, targets\\)")):
+        with pytest.raises(AnalysisError, match=words):
+            analysis.robustness(Plain(), data)
+
+
 @pytest.mark.parametrize(("on", "before", "steps"), [(3, 1, 1), (4, 1, 2), (4, 0, 1)])
 def test_a_search_goes_on(data: Batches, tmp_path: Path, on: int, before: int, steps: int) -> None:
     """Passes: two that see whether the order stays, then one for each step."""

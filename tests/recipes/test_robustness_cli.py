@@ -13,6 +13,7 @@ from rich.console import Console
 
 import analysis
 import recipes
+from analysis.tasks import Classification
 from recipes import cli
 from recipes.viewing import View, view_images, view_model
 
@@ -92,6 +93,33 @@ def test_ctrl_c_keeps_what_there_is(
     assert analyze(*words) == 0
     assert analyze(*words[:-1], tmp_path / "fresh") == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "fresh")
+
+
+def test_what_is_done_is_not_measured_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the second of two analyses: the first is answered from its ledger."""
+    words = (run, "--draws", 1, "--batch-size", 150, "--joint", "all-but-first", "--out", tmp_path / "out")
+    whole, joint = View.__iter__, analysis.joint_robustness
+
+    def stopped(*given: Any, **settings: Any) -> Any:
+        monkeypatch.setattr(View, "__iter__", until_the_second)
+        return joint(*given, **settings)
+
+    def until_the_second(self: View) -> Iterator[Any]:
+        yield next(whole(self))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis, "joint_robustness", stopped)
+    assert analyze(*words) == 130
+    assert (tmp_path / "out" / "robustness.ledger").is_file()
+    monkeypatch.undo()
+    measured = []
+    measure = Classification.measure
+    monkeypatch.setattr(Classification, "measure", lambda *given: (measured.append(1), measure(*given))[1])
+    assert analyze(*words) == 0
+    assert len(measured) == 2 * 4  # two batches: untouched, rerand, 0 and 1 of the group
+    assert not list((tmp_path / "out").glob("*.ledger*"))
 
 
 @pytest.mark.parametrize(
