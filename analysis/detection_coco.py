@@ -5,6 +5,7 @@ Apart from the results so that the one place that leans on faster-coco-eval, whi
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,26 @@ class CocoScores:
         generator = np.random.default_rng(seed)
         draws = [self.of(generator.integers(self.images, size=self.images)) for _ in range(count)]
         return np.array(draws).reshape(count, len(METRICS))
+
+    def resampled_ap(self, count: int, seed: int) -> NDArray[np.float64]:
+        """The AP alone of the draws that :meth:`resampled` makes (count,), in a fifth of its time."""
+        evaluator, generator = self._evaluator, np.random.default_rng(seed)
+        whole = evaluator._paramsEval
+        every = self._per_image[:: len(whole.areaRng)]  # (classes, images): of the areas the first, which is all
+        try:
+            evaluator._paramsEval = copy.copy(whole)
+            evaluator._paramsEval.areaRng, evaluator._paramsEval.areaRngLbl = whole.areaRng[:1], whole.areaRngLbl[:1]
+            found = []
+            for _ in range(count):
+                images = generator.integers(self.images, size=self.images)
+                evaluator._evalImgs_cpp = every[:, images].ravel().tolist()
+                evaluator.accumulate()
+                precision = np.asarray(evaluator.eval["precision"])[..., 0, -1]  # (overlaps, recalls, classes)
+                there = precision[precision > -1]
+                found.append(there.mean() if there.size else np.nan)
+        finally:
+            evaluator._paramsEval = whole
+        return np.array(found, np.float64)
 
 
 def coco_eval() -> Any:

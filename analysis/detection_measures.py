@@ -25,7 +25,7 @@ Values = NDArray[np.float64]
 
 
 class Scores(NamedTuple):
-    """COCO's averages, of the images as they are and of draws from them (draws, averages)."""
+    """COCO's averages of the images as they are, and their AP in draws of the images."""
 
     values: Values
     draws: Values
@@ -83,13 +83,13 @@ class APMeasures:
         scores, before = [self._scores(key, images) for key in keys], self._before(images)
         values = np.mean([one.values for one in scores], 0)
         lost, drawn = before.values[AP] - values[AP], np.mean([one.draws for one in scores], 0)
-        interval = _interval(lost, before.draws[:, AP] - drawn[:, AP])
+        interval = _interval(lost, before.draws - drawn)
         return Judged(
             primary="ap",
             images=images,
             draws=count,
             value=_plain(values[AP]),
-            interval=_share(_interval(values[AP], drawn[:, AP])),
+            interval=_share(_interval(values[AP], drawn)),
             means=self._means(keys, images, values),
             difference=_plain(lost),
             difference_interval=interval,
@@ -106,7 +106,7 @@ class APMeasures:
         if not images:
             return Judged("ap", 0, 1)
         values, draws = self._before(images)
-        interval = _share(_interval(values[AP], draws[:, AP]))
+        interval = _share(_interval(values[AP], draws))
         nothing = None if interval is None else (0.0, 0.0)
         lost = None if math.isnan(values[AP]) else 0.0
         return Judged(
@@ -128,7 +128,7 @@ class APMeasures:
         found, there = (self._boxes(key, *columns, images) for columns in (("found", "boxes"), ("objects", "truth")))
         places = [str(number) for number in range(images)]
         coco = CocoScores(Detections(places, found, there, self.names, {}))
-        return Scores(coco.all(), coco.resampled(self.resamples if images >= FEWEST else 0, self.seed))
+        return Scores(coco.all(), coco.resampled_ap(self.resamples if images >= FEWEST else 0, self.seed))
 
     def _boxes(self, key: str, counts: str, rows: str, images: int) -> list[Boxes]:
         """Of each image what its rows say: corners, then score and class, or class alone."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from analysis.detection_batches import Batch, as_batch, part_of
+from analysis.detection_suppressing import suppressing_until
 from analysis.tasks import Classification, Measured
 from surgeon.errors import AnalysisError
 
@@ -115,7 +116,8 @@ class Detection:
         One image at a time, so that ultralytics' time limit for suppressing boxes does not cut batches short.
         """
         self.validator.args.imgsz = list(batch["img"].shape[2:])  # RT-DETR's boxes are shares of it
-        found = self.validator.postprocess(answer)[0]
+        with suppressing_until(self.validator.args.max_det):
+            found = self.validator.postprocess(answer)[0]
         scaled = self.validator.scale_preds(found, self.validator._prepare_batch(0, batch))
         rows = torch.cat([scaled["bboxes"], scaled["conf"][:, None], scaled["cls"][:, None].float()], 1)
         known = rows.isfinite().all(1) & (rows[:, 5] < self.validator.data.get("nc", len(self.names)))

@@ -65,6 +65,11 @@ def open_task(model: Any, data: Any, settings: Settings) -> tuple[Any, Any, Dete
         raise AnalysisError(
             "metrics= are functions of logits and class indices, and a detector has none; leave them out"
         )
+    if settings.amp == "bfloat16":
+        raise AnalysisError(
+            "amp is 'bfloat16', whose 8 bits round the corners of boxes to 4 pixels of 640: average precision would be "
+            "that of the rounding; give amp='float16', or leave it out"
+        )
     coco_eval()
     detector = Detector(model, module, Options.read(settings.detector))
     return detector.task, detector.open(data), detector
@@ -135,7 +140,8 @@ class Detector:
         return of_yaml(validator, self.module, data, "train", self.options.batch)[0]
 
     def _try(self) -> None:
-        side = 2 * self.task.grid
+        grid = max(self.task.grid, 32)
+        side = -(-int(self.options.imgsz or grid) // grid) * grid
         blank = torch.zeros(1, input_sizes(self.module)[0][0], side, side)
         box = {"boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]), "labels": torch.tensor([0])}
         batch = self.task.prepare((blank, [box]), self.validator.device)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
 from torch import nn
+from torchvision.ops import nms
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("faster_coco_eval")
@@ -26,8 +28,9 @@ from ultralytics.utils.nms import non_max_suppression
 import analysis
 from analysis import AnalysisError, Detections, DetectionScores
 from analysis.detection_batches import part_of
-from analysis.detection_coco import METRICS
+from analysis.detection_coco import METRICS, CocoScores
 from analysis.detection_measures import APMeasures
+from analysis.detection_suppressing import suppressing_until, surest
 from analysis.detection_task import Detector, open_task
 from analysis.readings import FINAL, Readings
 from analysis.studying import Settings
@@ -40,7 +43,7 @@ HEADS: dict[str, list[Any]] = {
     "v10Detect": [[7, 4], 1, "v10Detect", ["nc"]],
     "RTDETRDecoder": [[7, 4], 1, "RTDETRDecoder", ["nc", 32, 30, 4, 4, 1]],
 }
-SEEN = {"imgsz": 64, "batch": 5, "resamples": 20}
+SEEN = {"imgsz": 64, "batch": 5, "resamples": 10}
 
 
 def detector(folder: Path, head: str = "Detect") -> Any:
@@ -49,10 +52,16 @@ def detector(folder: Path, head: str = "Detect") -> Any:
     path.write_text(yaml.safe_dump({**LAYERS, "head": [*LAYERS["head"][:-1], HEADS[head]]}))
     torch.manual_seed(5)
     model = (ultralytics.RTDETR if "RTDETR" in head else ultralytics.YOLO)(str(path))
+    for norm in (norms := [part for part in model.model.modules() if isinstance(part, nn.BatchNorm2d)]):
+        norm.momentum = 1.0  # statistics of one batch of noise, so that what the image says reaches the head
+    with torch.no_grad():
+        model.model.train()(torch.rand(8, 3, 64, 64))
+    for norm in norms:
+        norm.momentum = 0.03
     own = model.model.model[-1]
     for name in ("cv3", "one2one_cv3"):
         for layers in getattr(own, name, ()):
-            nn.init.normal_(layers[-1].weight, std=1.0)
+            nn.init.normal_(layers[-1].weight, std=0.5)
             nn.init.zeros_(layers[-1].bias)
     return model
 
@@ -85,7 +94,7 @@ def labelled_by(model: Any, folder: Path, images: int = 12) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A detector, data, and what it costs to treat three of its units."""
+    """A detector, data, and what it costs to treat two of its units."""
 
     model: Any
     data: str
@@ -101,7 +110,7 @@ class Case:
 def case_of(folder: Path, head: str) -> Case:
     model = detector(folder, head)
     found = analysis.units(model)
-    case = Case(model, labelled_by(model, folder / "set"), [found[0], found[2], found[-1]], None)
+    case = Case(model, labelled_by(model, folder / "set"), [found[2], found[-1]], None)
     return replace(case, result=case.again())
 
 
@@ -115,11 +124,11 @@ def case(request: pytest.FixtureRequest, plain: Case, tmp_path_factory: pytest.T
     return plain if request.param == "Detect" else case_of(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def close(one: Any, other: Any, tolerance: dict[str, float]) -> None:
+def close(one: Any, other: Any, tolerance: dict[str, float], rel: float = 0) -> None:
     assert len(one.rows) == len(other.rows)
     for row, same in zip(one.rows, other.rows, strict=True):
         for key, value in row.items():
-            near = pytest.approx(value, abs=tolerance.get(key, 1e-9)) if isinstance(value, float) else value
+            near = pytest.approx(value, rel=rel, abs=tolerance.get(key, 1e-9)) if isinstance(value, float) else value
             assert same[key] == near, (row["unit"], row["treatment"], key)
 
 
@@ -138,8 +147,9 @@ def test_one_pass_is_a_pass_for_each_and_what_detection_says(case: Case) -> None
     assert final["difference"] == 0 and 0 <= final["ap_low_95"] <= final["ap"] <= final["ap_high_95"] <= 1
     for row in by_name.values():
         assert row["difference"] == pytest.approx(final["ap"] - row["ap"]) and math.isfinite(row["loss"])
+        assert row["difference_low_95"] < row["difference"] < row["difference_high_95"]
     head = by_name[result.units[-2]]
-    assert head["difference"] > 0.05 and head["verdict"] == "critical" and head["loss"] != final["loss"]
+    assert head["difference"] > 0.1 and head["verdict"] != "robust" and head["loss"] != final["loss"]
     assert {"error", "agreement"}.isdisjoint(final)
 
 
@@ -147,7 +157,7 @@ def test_batches_cut_to_fit_the_memory_give_the_same(plain: Case) -> None:
     cut = plain.again(memory="150KB")
     assert any("batches are cut to" in note for note in cut.settings["notes"])
     assert not any("batches are cut to" in note for note in plain.result.settings["notes"])
-    close(plain.result, cut, {"loss": 1e-4, **dict.fromkeys(cut.rows[0], 1e-3)})
+    close(plain.result, cut, dict.fromkeys(cut.rows[0], 1e-3), rel=1e-5)
 
 
 def test_the_loss_is_ultralytics_own_of_one_image(case: Case) -> None:
@@ -181,11 +191,11 @@ def test_batches_of_a_user_are_as_good(plain: Case) -> None:
     values = DetectionScores(Detections(list("0123"), found, there, plain.model.names, {}), 0, 0).values
     targets = [{key: torch.from_numpy(value) for key, value in one.items()} for one in there]
     data = [(images[:3], targets[:3]), (images[3:], targets[3:])]
-    final = plain.again(data, unwrap(plain.model), detector={}).rows[-1]
+    final = plain.again(data, unwrap(plain.model), detector={"imgsz": 64}).rows[-1]
     assert 0.1 < values["AP"] < 0.9 and final["ap"] == pytest.approx(values["AP"], abs=1e-6)
     with pytest.raises(AnalysisError, match="can be gone through once only"):
-        plain.again(iter(data), method="naive", detector={})
-    once = plain.again(iter(data), detector={})
+        plain.again(iter(data), method="naive", detector={"imgsz": 64})
+    once = plain.again(iter(data), detector={"imgsz": 64})
     assert once.rows[-1]["images"] == 4 and once.rows[-1]["loss"] == pytest.approx(final["loss"])
 
 
@@ -214,6 +224,35 @@ def test_a_fused_net_has_no_loss_and_says_so(tmp_path: Path) -> None:
     result = Case(model, data, analysis.units(model)[-1:], None).again(checkpoints={"5": other}, draws=0)
     assert {row["loss"] for row in result.rows} == {None} and result.rows[-1]["ap"] is not None
     assert any(note.startswith("there is no loss: ultralytics' criterion fails") for note in result.settings["notes"])
+
+
+def test_the_surest_boxes_are_those_of_suppressing_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count, spread, levels in ((3000, 40, 50), (3000, 1, 1000), (10, 40, 3), (0, 1, 1)):
+        corners = torch.rand(count, 2, generator=generator) * spread
+        boxes_there = torch.cat([corners, corners + 1 + torch.rand(count, 2, generator=generator)], 1)
+        scores = torch.randint(levels, (count,), generator=generator) / levels  # with ties
+        looked_at: list[int] = []
+
+        def counted(boxes: torch.Tensor, *others: Any, seen: list[int] = looked_at) -> torch.Tensor:
+            seen.append(len(boxes))
+            return nms(boxes, *others)
+
+        kept, every = surest(counted, boxes_there, scores, 0.5, 30), nms(boxes_there, scores, 0.5)
+        assert torch.equal(kept[:30], every[:30]) and len(kept) >= min(30, len(every))
+        assert max(looked_at) < 3000 or spread == 1
+    usual = torchvision.ops.nms
+    with suppressing_until(5):
+        assert torchvision.ops.nms is not usual
+    assert torchvision.ops.nms is usual
+
+
+def test_draws_of_ap_alone_are_the_same_draws() -> None:
+    found, objects = images(16, 8)
+    scores = CocoScores(detections(found, objects))
+    whole = scores.resampled(6, 3)[:, 0]
+    assert np.array_equal(scores.resampled_ap(6, 3), whole) and len(set(whole)) > 1
+    assert np.array_equal(scores.resampled(6, 3)[:, 0], whole)  # nothing has changed
 
 
 # --------------------------------------------------------------------------------------------------- classifiers
@@ -288,7 +327,7 @@ def test_yolo11n_is_as_before(yolo11n: Case, end: type[BaseException] | None, me
 
     other = {name: value + 0.1 for name, value in yolo11n.model.model.state_dict().items()}
     before = looks(yolo11n.model)
-    settings = {"detector": {}, "method": method, "checkpoints": {"5": other}, "draws": 0}
+    settings = {"detector": {"imgsz": 64}, "method": method, "checkpoints": {"5": other}, "draws": 0}
     if end is ZeroDivisionError:
         with pytest.raises(ZeroDivisionError, match="here"):
             yolo11n.again(Batches(), **settings)
@@ -402,6 +441,7 @@ def test_settings_that_do_not_fit_are_refused_in_words(plain: Case) -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (data, {"stop": True}, "average precision, which is no mean over images"),
         (data, {"metrics": {"x": lambda logits, targets: targets}}, "a detector has none"),
+        (data, {"amp": "bfloat16"}, "round the corners of boxes to 4 pixels of 640"),
         (data, {"detector": {"imgsize": 64}}, "unknown key 'imgsize'; did you mean 'imgsz'"),
         (data, {"detector": {"batch": 0}}, "batch is 0; give a whole number, at least 1"),
         (data, {"detector": {"conf": 2}}, "conf is 2; give a number from 0 to 1"),
@@ -436,7 +476,7 @@ def test_batches_that_do_not_fit_are_refused_in_words(plain: Case) -> None:
         ((fine, [{**target, "boxes": box.flip(1)}]), "is none in an image"),
         ((fine, [{**target, "labels": torch.tensor([3])}]), "label 3 is no class of the model, which has 0 to 2"),
     ]
+    _, batches, _ = open_task(model, [], Settings())
     for batch, words in cases:
-        _, batches, _ = open_task(model, [batch], Settings())
         with pytest.raises(AnalysisError, match=words):
-            list(batches)
+            batches.convert(batch)
