@@ -34,6 +34,7 @@ class Judged:
         difference: Loss to the untouched model on the same images, with its 95% interval; more is worse.
         spread: Standard deviation over the draws.
         decided: Verdict.
+        unmoved: Whether the loss of every image is to the last bit that of the untouched model.
     """
 
     primary: str
@@ -46,6 +47,7 @@ class Judged:
     difference_interval: Interval | None = None
     spread: float | None = None
     decided: Verdict | None = None
+    unmoved: bool = False
 
     def row(self, verdict: bool = True) -> Row:
         """The columns of a table."""
@@ -151,6 +153,7 @@ class ErrorMeasures:
             difference=float(differences.mean()),
             difference_interval=interval,
             spread=float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
+            unmoved=not any(np.any(self.readings.paired(key, "loss")) for key in keys),
             decided=self.readings.decided.get("|".join(cell)) or verdict(*interval, self.tolerance),  # type: ignore[arg-type]
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +70,10 @@ def check(s: Settings) -> None:
         (
             s.metrics is None or isinstance(s.metrics, Mapping),
             f"metrics is a {type(s.metrics).__name__}; give a dict from names to functions of (logits, targets)",
+        ),
+        (
+            s.ledger is None or isinstance(s.ledger, (str, PathLike)),
+            f"ledger is a {type(s.ledger).__name__}; give the path of a file",
         ),
         (s.amp is None or s.amp in TYPES, f"amp is {s.amp!r}; it is one of {', '.join(TYPES)}, or None"),
         (

@@ -5,6 +5,7 @@ What layer-wise, joint and greedy robustness have in common. Apart from them so 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -134,7 +135,7 @@ class Study:
 
     @cached_property
     def _states(self) -> dict[str, str]:
-        return {label: _sums(state.values()) for label, state in self.treatments.states.items()}
+        return {label: _digest(state.values()) for label, state in self.treatments.states.items()}
 
     def _variant(self, members: Sequence[Unit], part: str, treatment: str, draw: int) -> Variant:
         parameters = [tensor for unit in members for tensor in unit.parameters]
@@ -148,6 +149,7 @@ class Study:
             "analysis": name,
             "model": _fingerprint(self.module),
             "variants": [variant.key for variant in variants],
+            "parts": hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=12).hexdigest(),
             "states": self._states if s.ledger is not None else {},
             "metrics": sorted(s.metrics or ()),
             **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": confidence(s.stop)},
@@ -168,7 +170,7 @@ def units_of(model: Any, wanted: str | Sequence[Unit], input_size: InputSize = N
     """The units a user named: by level, or as a list of them."""
     if isinstance(wanted, str):
         return find_units(model, wanted, input_size)  # type: ignore[arg-type]
-    found = list(wanted)
+    found = list(wanted) if isinstance(wanted, Iterable) else []
     if not found or not all(isinstance(unit, Unit) for unit in found):
         raise AnalysisError(f"units: give one of {', '.join(get_args(Level))}, or a list from analysis.units(model)")
     return found
@@ -254,13 +256,17 @@ def _held(members: Sequence[Unit]) -> tuple[list[str], list[str]]:
 
 
 def _fingerprint(module: torch.nn.Module) -> str:
-    """Tells one model's weights from another's: names, and sums of values."""
-    return f"{type(module).__name__} {_sums([*module.parameters(), *module.buffers()])}"
+    """Tells one model's weights from another's."""
+    return f"{type(module).__name__} {_digest([*module.parameters(), *module.buffers()])}"
 
 
-def _sums(tensors: Iterable[Tensor]) -> str:
-    values = [tensor.detach().double() for tensor in tensors]
-    return f"{sum(float(v.sum()) for v in values):.9g} {sum(float(v.square().sum()) for v in values):.9g}"
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Of shapes and all values."""
+    found = hashlib.blake2b(digest_size=12)
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 __all__ = ["FULL", "Settings", "Study", "settings_of", "units_of"]
