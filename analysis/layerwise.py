@@ -19,6 +19,8 @@ from analysis.treatments import BatchNorm
 from analysis.variants import WHOLE, Method
 from surgeon.host import InputSize
 
+UNMOVED = "changes no answer: nothing reads these values, or what they feed is dead"
+
 
 class Robustness(Result):
     """What each unit's values are worth; prints as a table, draws as the paper's heatmap.
@@ -148,7 +150,24 @@ def robustness(
     rows = [
         row for name, members in {**parts, WHOLE: study.every}.items() for row in _rows(study, measures, name, members)
     ]
+    study.plan_notes += _flagged(rows)
     return Robustness(rows, _summary(study, measures, rows), settings_of(study, measures))
+
+
+def _flagged(rows: Sequence[Row]) -> list[str]:
+    """Which units the column ``note`` is about, for those who read the summary only."""
+    noted = {row["unit"]: row["note"] for row in rows if row["note"] and row["unit"] != FULL}
+    refused = [name for name, note in noted.items() if note.startswith("cannot be drawn")]
+    trivial = [name for name, note in noted.items() if name not in refused and note != UNMOVED]
+    found = []
+    if trivial:
+        found.append(
+            f"{', '.join(trivial)}: the branch starts at zero or nearly (column note), so that what is initial adds "
+            "little to what a skip carries, whatever the unit has learnt"
+        )
+    if refused:
+        found.append(f"{', '.join(refused)} cannot be re-randomised: {noted[refused[0]].partition(': ')[2]}")
+    return found
 
 
 def _nothing_learnt(study: Study, measures: Measures) -> list[str]:
@@ -164,6 +183,8 @@ def _rows(study: Study, measures: Measures, name: str, members: Sequence[Unit]) 
     parameters = [tensor for unit in members for tensor in unit.parameters]
     for treatment in [*study.treatments.names, "final"]:
         judged: Judged = measures.of(name, treatment)
+        distances = study.treatments.distances(treatment, parameters)
+        dead = UNMOVED if judged.unmoved and distances["rms_distance"] else ""
         rows.append(
             {
                 "unit": name or FULL,
@@ -171,8 +192,8 @@ def _rows(study: Study, measures: Measures, name: str, members: Sequence[Unit]) 
                 "params": sum(unit.params for unit in members),
                 "treatment": treatment,
                 **judged.row(verdict=bool(name) and treatment != "final"),
-                **study.treatments.distances(treatment, parameters),
-                "note": study.note(name, treatment, members),
+                **distances,
+                "note": study.note(name, treatment, members) or dead,
             }
         )
     return rows

@@ -25,6 +25,7 @@ from surgeon.redrawing import FreshValues, fresh_model_values
 BatchNorm = Literal["keep", "reset", "recalibrate"]
 RERAND, INITIAL = "rerand", "0"
 SAME, ALMOST = 1e-9, 1e-2  # relative change of a block's input that passes for none, and for little
+MANY, TWICE = 64, 2.0  # values and factor that tell one distribution from another
 Tensors = Mapping[str, Tensor]
 
 
@@ -80,6 +81,12 @@ class Treatments:
             )
         if draws:
             self.notes.append(f"re-randomised values come from {self._fresh[0].source}")
+        if draws and self.initial is not None and (name := self._unlike(self._fresh[0].values, self.initial)):
+            self.notes.append(
+                f"the initial state is none that this would give ('{name}' is {_size_of(self.initial[name])} there and "
+                f"{_size_of(self._fresh[0].values[name])} here), so re-randomised values are not of the distribution "
+                "this model started with; build it by surgeon.create_model, which remembers its arguments"
+            )
 
     def _read(self, model: Any, initial: Any, checkpoints: Any) -> dict[str, Tensors]:
         states: dict[str, Tensors] = {}
@@ -94,6 +101,16 @@ class Treatments:
                 del states[label]
                 self.notes.append(f"the state '{label}' is the model as it is, and is left out")
         return states
+
+    def _unlike(self, fresh: Tensors, initial: Tensors) -> str | None:
+        """A parameter whose values are of another size in one state than in the other; few values say nothing."""
+        for name, _ in self.model.named_parameters():
+            if name not in fresh or name not in initial or fresh[name].numel() < MANY:
+                continue
+            one, other = (float(state[name].double().square().mean().sqrt()) for state in (fresh, initial))
+            if max(one, other) > TWICE * min(one, other):
+                return name
+        return None
 
     def number_of_draws(self, treatment: str) -> int:
         """How often a treatment is drawn."""
@@ -133,6 +150,10 @@ class Treatments:
             "rms_from_initial": _mean([rms for rms, _ in since]),
             "linf_from_initial": _mean([largest for _, largest in since]),
         }
+
+
+def _size_of(values: Tensor) -> str:
+    return f"{float(values.double().square().mean().sqrt()):.2g} in root mean square"
 
 
 def _of_draw(seed: int, number: int) -> int:

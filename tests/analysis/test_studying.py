@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -115,6 +116,39 @@ def test_a_model_that_has_learnt_nothing_is_told(data: Batches) -> None:
         wrong = [(images, model.eval()(images).argmin(1)) for images, _ in data]
     assert words in analysis.robustness(model, wrong).summary
     assert words not in analysis.robustness(model, right).summary
+
+
+def test_a_fresh_build_unlike_the_initial_state_is_told() -> None:
+    """timm does not remember zero_init_last; surgeon.create_model does."""
+    for make, told in ((timm.create_model, True), (surgeon.create_model, False)):
+        model, start = (make("test_resnet", zero_init_last=False) for _ in range(2))
+        notes = " ".join(Treatments(model, start, draws=1).notes)
+        assert ("is 1 in root mean square there and 0 in root mean square here" in notes) is told
+        assert ("surgeon.create_model, which remembers" in notes) is told
+
+
+class Scaled(nn.Module):
+    """Nothing says how its scale starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(16, 10), nn.Parameter(torch.ones(10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(images.flatten(1)) * self.scale
+        return logits
+
+
+def test_flagged_units_stand_in_the_summary(data: Batches) -> None:
+    zero = timm.create_model("test_resnet", in_chans=1)
+    odd = surgeon.create_model("test_resnet", in_chans=1, zero_init_last=False)
+    images = [(nn.functional.interpolate(few, 32), targets) for few, targets in data[:1]]
+    words = "stage1.resblk1, stage2.resblk1, stage3.resblk1, stage4.resblk1: the branch starts at zero"
+    assert words in analysis.robustness(zero, images).summary
+    assert "starts at zero" not in analysis.robustness(odd, images).summary
+    refused = analysis.robustness(Scaled(), data, input_size=(1, 4, 4))
+    assert "cannot be re-randomised" in refused.summary and "'scale'" in refused.summary
+    assert any(row["error"] is None and row["note"] for row in refused.rows)
 
 
 def test_batches_that_are_none_are_told_before_the_size_of_images() -> None:
