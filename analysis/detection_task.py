@@ -21,7 +21,7 @@ from analysis.detection_coco import coco_eval
 from analysis.detection_measures import APMeasures
 from analysis.detection_measuring import Detection, LogitsLast
 from analysis.detection_options import Options
-from analysis.detection_running import MISSING, quiet, words_of
+from analysis.detection_running import quiet, words_of
 from analysis.perturb import untouched
 from analysis.readings import Readings
 from analysis.tasks import Classification
@@ -42,7 +42,7 @@ def open_task(model: Any, data: Any, settings: Settings) -> tuple[Any, Any, Dete
         settings: Of the study.
 
     Raises:
-        AnalysisError: When a package is missing, the model is no detector or classifier, data or settings do not fit.
+        AnalysisError: When faster-coco-eval is missing, the model is neither, or data or settings do not fit.
     """
     module, task = unwrap(model), _task_of(model)
     if task in ("", "classify"):
@@ -79,8 +79,8 @@ def _task_of(model: Any) -> str:
     """As ultralytics calls it; "" of a module that is not ultralytics'."""
     try:
         from ultralytics.nn.tasks import BaseModel, ClassificationModel, RTDETRDetectionModel, guess_model_task
-    except ImportError as error:
-        raise AnalysisError(MISSING.format(error)) from error
+    except ImportError:
+        return ""
     module = unwrap(model)
     if not isinstance(module, BaseModel):
         return ""

@@ -153,6 +153,7 @@ def test_one_pass_is_a_pass_for_each_and_what_detection_says(case: Case) -> None
     assert {"error", "agreement"}.isdisjoint(final)
 
 
+@pytest.mark.slow
 def test_batches_cut_to_fit_the_memory_give_the_same(plain: Case) -> None:
     cut = plain.again(memory="150KB")
     assert any("batches are cut to" in note for note in cut.settings["notes"])
