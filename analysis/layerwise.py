@@ -102,7 +102,7 @@ def robustness(
         draws: Fresh draws of each unit; their mean is reported, and their spread.
         batchnorm: Running statistics of a treated unit: "keep" the trained ones, "reset" to those of the state or
             draw, "recalibrate" those from the unit on, on ``calibration`` (a pass over the data for each variant).
-        calibration: Batches of training images.
+        calibration: Batches of training images; of a detector also a data yaml.
         seed: Of draws and resamples.
         method: "single_pass": one pass over the data for all, computing only what lies behind each unit; "naive": a
             pass for each variant. The numbers are the same.
@@ -116,7 +116,7 @@ def robustness(
         limit: Most images.
         amp: "bfloat16" or "float16" for autocast.
         command: What made the result, for its report.
-        detector: Of detectors: ``imgsz``, ``batch``, ``split``, ``resamples``, ``conf``, ``max_det``.
+        detector: Of detectors: ``imgsz``, ``batch``, ``split``, ``conf``, ``iou``, ``max_det``, ``resamples``.
         input_size: As for ``surgeon.locate``; by default the model's own, or that of the first images.
 
     Returns:
