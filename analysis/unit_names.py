@@ -121,15 +121,6 @@ def _in_stages(found: Sequence[Unit], module: nn.Module, sites: Sequence[Site]) 
     return staged[::-1]
 
 
-def _mark(unit: Unit, module: nn.Module, homes: Sequence[str], reduction: int | None) -> str | int | None:
-    """What the units of one stage have in common; None where a unit says nothing of it."""
-    if not homes:
-        return None if unit.type_name == "Linear" or "pre_logits" in unit.name else reduction
-    if len(set(homes)) == 1:
-        return reduction if unit.residual else None
-    return unit.name.rpartition(".")[0] if unit.residual else _sibling(unit, module, set(homes))
-
-
 def _sibling(unit: Unit, module: nn.Module, homes: set[str]) -> str | None:
     """A container of blocks without a skip is a stage like those beside it: ``blocks.0`` beside ``blocks.1``."""
     home, _, own = unit.name.rpartition(".")
