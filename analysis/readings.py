@@ -158,7 +158,7 @@ class Ledger:
             there, here = ({key: side.get(key) for key in odd[:3]} for side in (about, self.about))
             raise AnalysisError(
                 f"{self.path} is the ledger of another analysis: {there} there, {here} here; "
-                "name another file, or remove it"
+                "name another file, or remove it (on the command line: --no-resume)"
             )
         return readings
 

@@ -75,7 +75,7 @@ def search_joint(
         candidates: Patterns of the units to try.
         most: Largest number of units.
         prune: Leave a unit out for good once adding it was critical; False tries all to the end of the curve.
-        settings: As of :func:`analysis.robustness`; without ``stop``.
+        settings: As of :func:`analysis.robustness`; without ``stop``. ``limit`` counts the images of each half.
 
     Returns:
         A row per step: the best set of that size, its parameters, error, paired difference with interval, verdict;

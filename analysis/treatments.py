@@ -21,11 +21,13 @@ from analysis.states import initial_state, read_states
 from surgeon.errors import AnalysisError
 from surgeon.host import Size, unwrap
 from surgeon.redrawing import FreshValues, fresh_model_values
+from surgeon.skeleton import BUILDER
 
 BatchNorm = Literal["keep", "reset", "recalibrate"]
 RERAND, INITIAL = "rerand", "0"
 SAME, ALMOST = 1e-9, 1e-2  # relative change of a block's input that passes for none, and for little
 MANY, TWICE = 64, 2.0  # values and factor that tell one distribution from another
+DISTANCES = ("rms_distance", "linf_distance", "rms_from_initial", "linf_from_initial")
 Tensors = Mapping[str, Tensor]
 
 
@@ -80,7 +82,7 @@ class Treatments:
                 "(a pretrained checkpoint has none; keep them with train.keep_epochs: [0])"
             )
         if draws:
-            self.notes.append(f"re-randomised values come from {self._fresh[0].source}")
+            self.notes.append(f"re-randomised values come from {self._fresh[0].source}{self._forgotten()}")
         if draws and self.initial is not None and (name := self._unlike(self._fresh[0].values, self.initial)):
             self.notes.append(
                 f"the initial state is none that this would give ('{name}' is {_size_of(self.initial[name])} there and "
@@ -112,6 +114,11 @@ class Treatments:
                 return name
         return None
 
+    def _forgotten(self) -> str:
+        """What timm does not remember of the arguments a model was built with."""
+        by_timm = self._fresh[0].source.startswith("a fresh build of timm") and BUILDER not in vars(self.model)
+        return " (with timm's defaults for arguments it does not remember, as zero_init_last)" if by_timm else ""
+
     def number_of_draws(self, treatment: str) -> int:
         """How often a treatment is drawn."""
         return self.draws if treatment == RERAND else 1
@@ -137,6 +144,8 @@ class Treatments:
 
         Equations in section 3.1 of the paper; of several draws the mean. "final" is the model as it is.
         """
+        if treatment != FINAL and self.why_not(treatment, parameters) is not None:
+            return dict.fromkeys(DISTANCES)
         own = dict(self.model.named_parameters())
         treated = (
             [self.state(treatment, i) for i in range(self.number_of_draws(treatment))] if treatment != FINAL else [own]
@@ -144,11 +153,10 @@ class Treatments:
         known = [name for name in parameters if all(name in state for state in treated)]
         moved = [_distance(own, state, known) for state in treated]
         since = [_distance(state, self.initial, known) for state in treated] if self.initial is not None else []
+        pairs = (moved, moved, since, since)
         return {
-            "rms_distance": _mean([rms for rms, _ in moved]),
-            "linf_distance": _mean([largest for _, largest in moved]),
-            "rms_from_initial": _mean([rms for rms, _ in since]),
-            "linf_from_initial": _mean([largest for _, largest in since]),
+            name: _mean([pair[i % 2] for pair in found])
+            for i, (name, found) in enumerate(zip(DISTANCES, pairs, strict=True))
         }
 
 
@@ -189,10 +197,10 @@ def starts_as_identity(places: Places, unit: Unit, values: Tensors, size: Size) 
     """
     if not unit.residual or len(unit.paths) != 1:
         return ""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Any] = []
     module = places.model.get_submodule(unit.path)
-    before = module.register_forward_pre_hook(lambda _, given: seen.append((given[0].detach().clone(), given[0])))
-    behind = module.register_forward_hook(lambda _, given, answer: seen.append((answer, answer)))
+    before = module.register_forward_pre_hook(lambda _, given: seen.extend(map(_copy, given[:1])))
+    behind = module.register_forward_hook(lambda _, given, answer: seen.append(answer))
     generator = torch.Generator().manual_seed(0)
     like = next(iter(places.tensors.values()))
     image = torch.rand(1, *size, generator=generator).to(like.device, _float(places.model))
@@ -209,8 +217,12 @@ def _float(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _words(seen: Sequence[tuple[Tensor, Tensor]], values: Tensors) -> str:
-    given, answer = (seen[0][0], seen[1][0]) if len(seen) >= 2 else (None, None)
+def _copy(given: Any) -> Any:
+    return given.detach().clone() if isinstance(given, Tensor) else given
+
+
+def _words(seen: Sequence[Any], values: Tensors) -> str:
+    given, answer = seen[:2] if len(seen) >= 2 else (None, None)
     if isinstance(given, Tensor) and isinstance(answer, Tensor) and given.shape == answer.shape:
         change = float((answer - given).float().norm() / given.float().norm().clamp_min(1e-12))
         if change < SAME:

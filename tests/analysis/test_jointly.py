@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +170,14 @@ def test_the_model_is_put_back(data: Batches) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     analysis.search_joint(model, data, most=2)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and model.training
+
+
+def test_results_are_read_back_as_themselves(data: Batches, tmp_path: Path) -> None:
+    whole, joint = analysis.robustness(layers(2), data), analysis.joint_robustness(layers(2), data, "all-but-first")
+    whole.to_json(tmp_path / "a.json")
+    joint.to_json(tmp_path / "b.json")
+    again = analysis.Robustness.from_json(tmp_path / "a.json")
+    assert again.rows == whole.rows and str(again) == str(whole) and again.units == whole.units
+    assert str(analysis.JointRobustness.from_json(tmp_path / "b.json")) == str(joint)
+    with pytest.raises(AnalysisError, match="is of the analysis 'joint_robustness', not 'robustness'"):
+        analysis.Robustness.from_json(tmp_path / "b.json")
