@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def plan_of(
         tensors[WHOLE] = [name for _, held in parts.values() for name in held]
 
     def values(part: str, draw: int) -> Callable[[], dict[str, Tensor]]:
-        return lambda: other_values(model, tensors[part], draw)
+        return cache(lambda: other_values(model, tensors[part], draw))
 
     variants = [Variant(part, "other", draw, values(part, draw)) for part in tensors for draw in range(draws)]
     return Plan(model, Classification(), data, parts, variants, progress=False, **more)

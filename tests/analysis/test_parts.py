@@ -53,14 +53,14 @@ def names(model: Any, level: Any = "block", size: Any = None) -> list[str]:
     return [unit.name for unit in units(model, level, size)]
 
 
-@pytest.mark.parametrize("level", ["layer", "block", "stage"])
 @pytest.mark.parametrize("entry", TINY, ids=str)
-def test_every_used_value_is_in_one_unit(entry: Entry, level: Any) -> None:
+def test_every_used_value_is_in_one_unit(entry: Entry) -> None:
     model = entry.build()
+    needed = used(model, input_sizes(model, entry.size)[0])
     before = Snapshot.of(model)
-    found = units(model, level)
+    for level in ("layer", "block", "stage") if entry is TINY[0] else ("layer", "block"):
+        complete(units(model, level, entry.size), model, needed)  # type: ignore[arg-type]
     assert Snapshot.of(model).differences(before) == []
-    complete(found, model, used(model, input_sizes(model)[0]))
 
 
 def test_the_oracle_sees_what_is_left_out() -> None:
@@ -151,7 +151,13 @@ def test_names(name: str, expected: list[str]) -> None:
 VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-@pytest.mark.parametrize("name", [*(f"vgg{depth}_plain" for depth in VGG), "vgg16_bn", "vgg16_cifar"])
+DEEP = [pytest.param(f"vgg{depth}_plain", marks=pytest.mark.slow) for depth in (13, 16, 19)]
+DEEP.append(pytest.param("vgg16_cifar", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg11_plain", *DEEP, "vgg16_bn", pytest.param("vgg16_cifar", marks=pytest.mark.slow)]
+)
 def test_names_of_vgg_nets(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
