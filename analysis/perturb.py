@@ -6,7 +6,7 @@ back as the very same objects. Whatever else a forward pass leaves on a model is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from analysis.interrupts import uninterrupted
 from analysis.keeping import held_tensors, untouched
 from surgeon.errors import AnalysisError
 
+OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 Holder = tuple[Any, Any]  # a dict or list that holds a tensor, and its key or index there
 
 
@@ -94,11 +95,31 @@ class Places:
         for container, key in self._held[id(tensor)]:
             container[key] = value
 
+    def learn_memories(self, run: Callable[[], Any]) -> None:
+        """Find out, by a pass of the untouched model, which dicts of tensors it fills by itself where they are empty.
+
+        The others hold constants, and stay. Without this all pass for memories.
+        """
+        candidates = self._remembered()
+        stand_ins = [(held, key, _Memory(memory)) for held, key, memory in candidates]
+        try:
+            for held, key, stand_in in stand_ins:
+                held[key] = stand_in
+            if candidates:
+                run()
+        except Exception:  # code that cannot do without its constants; what was filled before is known
+            pass
+        finally:
+            with uninterrupted():
+                for held, key, memory in candidates:
+                    held[key] = memory
+        self._memories = [(held, key) for held, key, stand_in in stand_ins if stand_in]
+
     def _remembered(self) -> list[tuple[dict[str, Any], str, dict[Any, Any]]]:
         """Plain dicts of tensors that modules keep."""
         if self._memories is None:
             every = ((module.__dict__, key) for module in self.model.modules() for key in module.__dict__)
-            self._memories = [(held, key) for held, key in every if key[0] != "_" and type(held[key]) is dict]
+            self._memories = [(held, key) for held, key in every if key not in OWN and type(held[key]) is dict]
         found = ((held, key, held.get(key)) for held, key in self._memories)
         return [
             (held, key, value)

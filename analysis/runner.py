@@ -173,6 +173,7 @@ class Runner:
         inputs = [(leaf, _version(leaf)) for leaf in tree_flatten(few)[0] if isinstance(leaf, Tensor)]
         state, on_device = generators(), self._device_generator()
         self._record_first(few)
+        self.places.learn_memories(lambda: self._forward(few, 0))
         self.writes = any(_version(leaf) != version for leaf, version in inputs)
         self.moving = [(name, b, start) for name, (b, version, start) in before.items() if _version(b) != version]
         self.draws = drawn_since(state) or self._device_generator() != on_device or bool(self.moving)

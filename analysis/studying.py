@@ -59,7 +59,6 @@ class Study:
         )
         self.plan_notes: list[str] = [] if self.detector is None else list(self.detector.notes)
         self.complete = True
-        self._identities: dict[tuple[str, str], str] = {}
 
     def measure(
         self,
@@ -112,22 +111,25 @@ class Study:
             return ""
         if reason := self.treatments.why_not(treatment, _tensors(members)):
             return f"cannot be drawn: {reason}"
-        return self._identity(members[0], treatment) if len(members) == 1 and treatment in ("rerand", "0") else ""
+        return self._identities.get((members[0].name, treatment), "") if len(members) == 1 else ""
 
     def notes(self) -> list[str]:
         """What is worth saying of the whole."""
         ended = [] if self.complete else ["stopped before all images were measured; intervals are of those seen"]
         return [*ended, *self.treatments.notes, *self.plan_notes]
 
-    def _identity(self, unit: Unit, treatment: str) -> str:
-        key = (unit.name, treatment)
-        if not unit.residual:
-            return ""
-        if key not in self._identities:
-            size, values = self._size, self.treatments.values(treatment, 0, unit.parameters, unit.buffers)
+    @cached_property
+    def _identities(self) -> dict[tuple[str, str], str]:
+        """Of residual blocks and treatments: which begin as an identity."""
+        blocks, treatments, found = [unit for unit in self.units if unit.residual], self.treatments, {}
+        if blocks:
             with untouched(self.module):
-                self._identities[key] = starts_as_identity(Places(self.module), unit, values, size)
-        return self._identities[key]
+                places = Places(self.module)
+                for unit in blocks:
+                    for treatment in {"rerand", "0"} & set(treatments.names):
+                        values = treatments.values(treatment, 0, unit.parameters, unit.buffers)
+                        found[unit.name, treatment] = starts_as_identity(places, unit, values, self._size)
+        return found
 
     @cached_property
     def _size(self) -> Size:
@@ -145,25 +147,29 @@ class Study:
 
     def _plan(self, parts: Mapping[str, Any], variants: Sequence[Variant], name: str) -> Plan:
         s = self.settings
-        about = {
+        calibration = s.calibration if self.detector is None else self.detector.calibration(s.calibration)
+        return Plan(
+            model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
+            memory=size_in_bytes(s.memory), stop=confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
+            ledger=None if s.ledger is None else Ledger(_ledger(s.ledger, name), self._about(parts, variants, name)),
+            calibration=calibration if s.batchnorm == "recalibrate" else None,
+            amp=None if s.amp is None else TYPES[s.amp], progress=s.progress,
+        )  # fmt: skip
+
+    def _about(self, parts: Mapping[str, Any], variants: Sequence[Variant], name: str) -> dict[str, Any]:
+        """What tells a sweep from another."""
+        s = self.settings
+        return {
             "analysis": name,
             "model": _fingerprint(self.module),
             "variants": [variant.key for variant in variants],
             "parts": hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=12).hexdigest(),
-            "states": self._states if s.ledger is not None else {},
+            "states": self._states,
             "metrics": sorted(s.metrics or ()),
             **{"draws": s.draws, "batchnorm": s.batchnorm, "seed": s.seed, "stop": confidence(s.stop)},
             **{"tolerance": s.tolerance, "limit": s.limit, "amp": s.amp, "method": s.method},
             **({} if self.detector is None else {"detector": self.detector.about}),
         }
-        calibration = s.calibration if self.detector is None else self.detector.calibration(s.calibration)
-        return Plan(
-            model=self.module, task=self.task, data=self.data, parts=parts, variants=variants, method=s.method,
-            memory=size_in_bytes(s.memory), stop=confidence(s.stop), tolerance=s.tolerance, limit=s.limit, seed=s.seed,
-            ledger=None if s.ledger is None else Ledger(_ledger(s.ledger, name), about), progress=s.progress,
-            calibration=calibration if s.batchnorm == "recalibrate" else None,
-            amp=None if s.amp is None else TYPES[s.amp],
-        )  # fmt: skip
 
 
 def units_of(model: Any, wanted: str | Sequence[Unit], input_size: InputSize = None) -> list[Unit]:

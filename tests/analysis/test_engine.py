@@ -108,6 +108,7 @@ ODD = {
     odd_nets.squeezes: [],
     odd_nets.writes_on_the_images: [],
     odd_nets.statistics_of_the_batch: [],
+    odd_nets.remembers_and_reads_constants: [],
 }
 
 
@@ -151,6 +152,20 @@ def test_an_error_of_the_model_itself_comes_through() -> None:
     plan.variants[b] = replace(plan.variants[b], values=lambda: {"b.weight": torch.full((6, 6, 3, 3), 9.0)})
     with pytest.raises(Breaks):
         sweep(plan)
+
+
+def test_what_a_model_remembers_is_of_the_weights_it_has() -> None:
+    """As if the treated values had been there from the start."""
+    model, data = odd(odd_nets.remembers_and_reads_constants), batches(8)
+    found = units(model, "layer", (3, 8, 8))
+    model(data[0][0])
+    plan = plan_of(model, data, found, whole=False)
+    readings = swept(plan)
+    for variant in plan.variants:
+        twin = odd(odd_nets.remembers_and_reads_constants)
+        twin.load_state_dict({**twin.state_dict(), **variant.values()})
+        losses = [F.cross_entropy(twin(x).detach(), y, reduction="none") for x, y in data]
+        assert np.allclose(readings.values(variant.key, "loss"), torch.cat(losses).numpy(), 1e-6)
 
 
 # what is computed

@@ -230,7 +230,7 @@ def test_ctrl_c_at_some_lines(method: Any) -> None:
     assert total > 500
     found = [pressed(at, method=method) for at in np.random.default_rng(0).integers(1, total, 25)]
     assert sum(lines.count < total for lines, _ in found) > 15, "most end the sweep"
-    assert sum(escaped for _, escaped in found) < 10, "most are caught: what was measured is kept"
+    assert sum(not escaped for _, escaped in found) > 5, "those during the sweep are caught: what was measured is kept"
 
 
 @pytest.mark.slow
