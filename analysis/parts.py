@@ -21,6 +21,7 @@ from surgeon.tracing import Trace, record_forward
 
 Level = Literal["layer", "block", "stage"]
 STEM = "stage0"
+OWN = "own values"  # of the model itself, whose path is empty
 Groups = list[tuple[str, list[str]]]
 
 
@@ -98,7 +99,7 @@ def _groups(module: nn.Module, held: list[str], blocks: list[str], level: Level)
     if level == "layer" or not blocks:
         return _layers(module, held)
     first = next((i for i, path in enumerate(held) if _around(path, blocks)), len(held))
-    later = _gather((_around(path, blocks) or _free(path, blocks) or STEM, path) for path in held[first:])
+    later = _gather((_around(path, blocks) or _free(path, blocks), path) for path in held[first:])
     return _with_norms(module, [(STEM, held[:first])] * bool(first) + later)
 
 
@@ -168,7 +169,7 @@ def _units(module: nn.Module, groups: Groups, blocks: Sequence[str]) -> list[Uni
         whole = key != STEM and all(_lies_in(path, key) for path in holders)
         weights = tuple(name for name in mine if name in parameters)
         unit = Unit(
-            name=key,
+            name=key or OWN,
             paths=(key,) if whole else tuple(holders),
             parameters=weights,
             buffers=tuple(name for name in mine if name not in parameters),

@@ -16,6 +16,7 @@ import surgeon
 from analysis.parts import Unit, units
 from surgeon.errors import AnalysisError, SurgeonError
 from surgeon.host import input_sizes, unwrap
+from surgeon.tracing import record_forward
 from tests.analysis.odd_nets import Odd, odd, reads_a_weight_itself, shares_a_weight
 from tests.contracts import Snapshot
 from tests.matrix.measure import families, smallest
@@ -89,7 +90,7 @@ def test_families(entry: Entry) -> None:
 @pytest.mark.parametrize("family", families())
 def test_every_family(family: str) -> None:
     model = timm.create_model(smallest(families()[family]), num_classes=10)
-    size = input_sizes(model)[0]
+    size = record_forward(model, input_sizes(model)).input_size
     try:
         needed = used(model, size, "meta")
     except (RuntimeError, NotImplementedError, ValueError):  # code that reads values
@@ -246,6 +247,28 @@ def test_weights_that_a_parents_code_reads() -> None:
     found = units(attention, "layer", (3, 8, 8))
     complete(found, attention, used(attention, (3, 8, 8)))
     assert len([unit for unit in found if unit.path.startswith("attention")]) == 1
+
+
+class Late(PlainNet):
+    """Has a value of its own that is used behind a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(12, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.block(self.pool(self.stem(x))) * self.gain).mean((2, 3)))
+
+
+def test_values_of_the_model_itself() -> None:
+    """Its path is empty, and it has a name all the same: at the start they belong to the stem, later they do not."""
+    vit = timm.create_model("test_vit")
+    assert units(vit)[0].paths[1:] == ("",) and {"cls_token", "pos_embed"} < set(units(vit)[0].parameters)
+    assert next(u for u in units(vit, "layer") if u.paths == ("",)).name == "own values"
+    late = Late()
+    found = units(late, input_size=32)
+    complete(found, late, used(late, (3, 32, 32)))
+    assert [unit.name for unit in found][2:] == ["own values", "final_linear"]
 
 
 def test_plain_modules() -> None:
