@@ -90,6 +90,12 @@ def test_levels(level: str) -> None:
     both_ways(model_of("test_resnet", {}), batches(32, [2]), level)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "efficientvim_m1", "levit_128s"])
+def test_values_of_the_model_itself(name: str) -> None:
+    both_ways(model_of(name, {}), batches(224 if name != "test_vit" else 160, [2, 1]), "layer")
+
+
 # code that makes replaying hard
 
 ODD = {
