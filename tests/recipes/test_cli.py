@@ -20,7 +20,20 @@ import surgeon
 from recipes import cli
 from surgeon import SurgeonError
 
-COMMANDS = ("demo", "locate", "plan", "apply", "verify", "train", "run", "report", "ops", "models", "recipes", "analyze")
+COMMANDS = (
+    "demo",
+    "locate",
+    "plan",
+    "apply",
+    "verify",
+    "train",
+    "run",
+    "report",
+    "ops",
+    "models",
+    "recipes",
+    "analyze",
+)
 SMALL: dict[str, Any] = {
     "name": "small",
     "model": {"timm": "digits_convnet"},
