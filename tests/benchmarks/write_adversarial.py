@@ -48,7 +48,8 @@ CLOSING = """In short:
 
 FGSM's images, made against one draw, work against the next: the random blocks change little of what these nets compute
 (44 hardly loses a clean image), or take clean images with them (42). Digits, 16 channels and our epsilon are not
-CIFAR-10 and the paper's; which of these makes the difference, or whether gradients rounded away as above, its text does not tell.
+CIFAR-10 and the paper's; which of these makes the difference, or whether gradients rounded away as above, its text
+does not tell.
 """
 CLAIMS = (
     ("clean", 1, "**Clean images cost little** (paper: 0.4 to 3.4 points)."),
@@ -63,8 +64,8 @@ Found = dict[tuple[str, str, int, int, int], list[Row]]  # net, variant, seed, e
 TEXT = """# Random layers under attack: Table 2 on digits
 
 Measured on {date}, torch {torch}, captum {captum}, {machine}.
-`python -m tests.benchmarks.write_adversarial` trains, attacks and writes this page. Zhang, Bengio and Singer (JMLR 2022,
-arXiv:1902.01996, Table 2) turn a trained network into a stochastic classifier: in each inference s stages run one block
+`python -m tests.benchmarks.write_adversarial` trains, attacks and writes this page. Zhang, Bengio and Singer (JMLR
+2022, arXiv:1902.01996, Table 2) turn a trained network into a stochastic classifier: in each inference s stages run one block
 with one of r random weight sets. The op is [`stochastic`](ops/layers.md), the measure `analysis.adversarial`.
 
 ## Settings
