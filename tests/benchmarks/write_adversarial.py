@@ -65,7 +65,8 @@ TEXT = """# Random layers under attack: Table 2 on digits
 
 Measured on {date}, torch {torch}, captum {captum}, {machine}.
 `python -m tests.benchmarks.write_adversarial` trains, attacks and writes this page. Zhang, Bengio and Singer (JMLR
-2022, arXiv:1902.01996, Table 2) turn a trained network into a stochastic classifier: in each inference s stages run one block
+2022, arXiv:1902.01996, Table 2) turn a trained network into a stochastic classifier: in each inference s stages run
+one block
 with one of r random weight sets. The op is [`stochastic`](ops/layers.md), the measure `analysis.adversarial`.
 
 ## Settings
