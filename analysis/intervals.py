@@ -19,6 +19,7 @@ Verdict = Literal["robust", "critical", "undecided"]
 Values = NDArray[np.floating]
 RESAMPLES = 1000
 AT_ONCE = 2**24  # numbers drawn at once
+NONE = (math.nan, math.nan)
 
 
 def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -37,9 +38,9 @@ def paired_bootstrap(
 ) -> list[tuple[float, float]]:
     """Percentile intervals of mean differences, image by image, from drawing the images anew with replacement.
 
-    The same draws serve all. Two images are added to each draw, one better by 1 and one worse, so that few images that
-    all agree do not pass for certainty (Agresti and Min 2005, who do so for paired shares), nor those that differ in
-    one of several treatments whose differences are averaged.
+    Equal differences get equal intervals, whatever the others. Two images are added to each draw, one better by 1 and
+    one worse, so that few images that all agree do not pass for certainty (Agresti and Min 2005, who do so for paired
+    shares), nor those that differ in one of several treatments whose differences are averaged.
 
     Args:
         differences: Arrays of the same images, in order, from -1 to 1; shorter ones are of the first images.
@@ -55,32 +56,22 @@ def paired_bootstrap(
         >>> paired_bootstrap([one_in_three])[0][1] >= high
         True
     """
-    found: list[tuple[float, float]] = [(math.nan, math.nan)] * len(differences)
-    by_length: dict[int, list[int]] = {}
-    for i, values in enumerate(differences):
-        by_length.setdefault(len(values), []).append(i)
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
-    for length, several in by_length.items():
-        if length == 0:
-            continue
-        means = _draws(np.stack([differences[i] for i in several], 1).astype(np.float64), seed, resamples)
-        for i, column in zip(several, means.T, strict=True):
-            low, high = np.quantile(column, tails)
-            found[i] = (float(low), float(high))
+    found = []
+    for values in differences:
+        low, high = np.quantile(_means(values.astype(np.float64), seed, resamples), tails) if len(values) else NONE
+        found.append((float(low), float(high)))
     return found
 
 
-def _draws(values: Values, seed: int, resamples: int) -> Values:
-    """Means of resampled rows, (resamples, columns)."""
-    images = len(values)
-    generator = np.random.default_rng(seed)
-    step = np.ones((1, values.shape[1]))
-    padded = np.concatenate([values, step, -step])
-    chunk, means = max(1, AT_ONCE // (images + 2)), []
+def _means(values: Values, seed: int, resamples: int) -> Values:
+    """Means of resampled images; how often each value is drawn is all that counts, and most have few values."""
+    generator, total = np.random.default_rng(seed), len(values) + 2
+    distinct, counts = np.unique(np.concatenate([values, [1.0, -1.0]]), return_counts=True)
+    chunk, means = max(1, AT_ONCE // len(distinct)), []
     for start in range(0, resamples, chunk):
-        some = min(chunk, resamples - start)
-        counts = generator.multinomial(images + 2, np.full(images + 2, 1 / (images + 2)), size=some)
-        means.append(counts @ padded / (images + 2))
+        drawn = generator.multinomial(total, counts / total, size=min(chunk, resamples - start))
+        means.append((drawn * distinct).sum(1) / total)
     return np.concatenate(means)
 
 

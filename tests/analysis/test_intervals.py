@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
 
-from analysis.intervals import SequentialTest, normal_interval, paired_bootstrap, verdict, wilson
+from analysis.intervals import SequentialTest, _means, normal_interval, paired_bootstrap, verdict, wilson
 from surgeon.errors import AnalysisError
 
 rng = np.random.default_rng
@@ -65,6 +65,17 @@ def test_as_scipy_where_there_are_many_images() -> None:
     assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.006)
 
 
+def test_drawing_values_is_drawing_images() -> None:
+    """Means of images drawn with replacement, one by one, spread as those of drawn counts."""
+    values, generator = errors(0.1, 0.3)(rng(1), 200), rng(2)
+    padded = np.concatenate([values, [1.0, -1.0]])
+    one_by_one = padded[generator.integers(0, 202, (4000, 202))].mean(1)
+    by_count = _means(values, 0, 4000)
+    assert by_count.mean() == pytest.approx(one_by_one.mean(), abs=0.003)
+    assert by_count.std() == pytest.approx(one_by_one.std(), rel=0.05)
+    assert np.quantile(by_count, (0.025, 0.975)) == pytest.approx(np.quantile(one_by_one, (0.025, 0.975)), abs=0.006)
+
+
 def test_few_images_that_agree_are_no_certainty() -> None:
     assert [low < 0 < high for low, high in paired_bootstrap([np.zeros(1), np.zeros(20), np.ones(3) * 0])] == [True] * 3
     assert paired_bootstrap([np.ones(5)])[0][0] < 1
@@ -76,8 +87,8 @@ def test_draws_are_shared_seeded_and_of_each_length() -> None:
     values = rng(0).normal(size=90)
     one, two, short, none = paired_bootstrap([values, values, values[:40], np.zeros(0)], seed=5)
     assert one == two != short and all(math.isnan(bound) for bound in none)
-    assert paired_bootstrap([values], seed=5)[0] == pytest.approx(one) != paired_bootstrap([values], seed=6)[0]
-    assert paired_bootstrap([values[:40]], seed=5)[0] == pytest.approx(short)
+    assert paired_bootstrap([values], seed=5) == [one] and paired_bootstrap([values], seed=6) != [one]
+    assert paired_bootstrap([values[:40]], seed=5) == [short] and paired_bootstrap([values[::-1]], seed=5) == [one]
 
 
 @pytest.mark.parametrize(
