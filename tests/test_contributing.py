@@ -45,4 +45,4 @@ def test_a_toy_op_is_added_in_two_files(copy: Path) -> None:
     assert re.search(r"\d\d passed", tested.stdout), tested.stdout
     broken = code.replace("self.layer(x) / 2", "self.layer(x)[:, :1]")
     (copy / "surgeon" / "ops" / "damp.py").write_text(broken)
-    assert run(copy, "pytest", "-q", *contracts).returncode == 1  # the contracts can fail
+    assert run(copy, "pytest", "-q", "-x", *contracts).returncode == 1  # the contracts can fail

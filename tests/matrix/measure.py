@@ -178,8 +178,9 @@ class Book:
         changed = [f"{k} {v} -> {now.get(k)}" for k, v in self.versions.items() if now.get(k) != v]
         lines = [f"made with other versions: {', '.join(changed)}"] if changed else []
         lines += ["the file has no such name"] if expected is None else list(compare(expected, row))
-        marker = "-m matrix " if "all" in self.path.stem else ""
-        head, do = f"'{name}' is not what {self.path.name} says", f"review, then pytest {marker}--update-matrix"
+        head = f"'{name}' is not what {self.path.name} says"
+        folder = "tests/surgeon/yolo" if "yolo" in self.path.stem else "tests/matrix"
+        do = f"review, then pytest -m '' --update-matrix {folder}"
         return "\n".join([head, *lines, do])
 
 
