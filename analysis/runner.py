@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from analysis.differing import difference
 from analysis.engine import Replay
 from analysis.interrupts import breathe
 from analysis.perturb import Places
 from analysis.readings import FINAL
 from analysis.recalibrating import recalibrated
 from analysis.tasks import Measured
-from analysis.variants import WHOLE, Plan, Variant
+from analysis.variants import WHOLE, Piece, Plan, Variant
 from surgeon.errors import AnalysisError
 from surgeon.randomness import drawn_since, generators, generators_kept
 
@@ -60,8 +61,8 @@ class Runner:
     def in_one_pass(self, number: int, raw: Any, variants: Iterable[Variant]) -> dict[str, Measured]:
         """Measure the untouched model and all variants on a batch."""
         found, variants = dict[str, list[Measured]](), list(variants)
-        for _, piece, forward in self._pieces(number, raw):
-            for key, measured in self._on_piece(piece, forward, variants):
+        for piece in self._pieces(number, raw):
+            for key, measured in self._on_piece(piece, variants):
                 found.setdefault(key, []).append(measured)
         self.replay.forget()
         return {key: _joined(several) for key, several in found.items()}
@@ -78,32 +79,37 @@ class Runner:
 
     def _alone(self, number: int, raw: Any, variant: Variant | None) -> Measured:
         found = []
-        for start, piece, forward in self._pieces(number, raw):
-            answer = forward()
+        for piece in self._pieces(number, raw):
+            shown = piece.shown(variant)
+            with self._during(variant, piece):
+                answer = self._forward(shown, piece)
             if variant is None:
-                self.references[number, start] = self.task.reference(answer)
-            found.append(self.task.measure(answer, piece, self.references[number, start]))
+                self.references[piece.place] = self.task.reference(answer)
+            found.append(self.task.measure(answer, shown, self.references[piece.place]))
         return _joined(found)
 
     def remember(self, number: int, raw: Any) -> None:
         """Compute what the untouched model answers, where a ledger holds the rest."""
-        for start, _, forward in self._pieces(number, raw):
-            if (number, start) not in self.references:
-                self.references[number, start] = self.task.reference(forward())
+        for piece in self._pieces(number, raw):
+            if piece.place not in self.references:
+                self.references[piece.place] = self.task.reference(self._forward(piece.shown(None), piece))
 
     def _replaced(self, variant: Variant) -> AbstractContextManager[None]:
         """Treat the model; what counts the draws stays, so that all variants see the same."""
         moving = {name for name, *_ in self.moving}
         return self.places.replaced({name: value for name, value in variant.values().items() if name not in moving})
 
-    def _pieces(self, number: int, raw: Any) -> Iterator[tuple[int, Any, Forward]]:
-        """A batch where the model is, cut so that what is kept of it finds room, and what runs the model on it."""
+    @staticmethod
+    def _during(variant: Variant | None, piece: Piece) -> AbstractContextManager[Any]:
+        return nullcontext() if variant is None else variant.during(*piece.place)
+
+    def _pieces(self, number: int, raw: Any) -> Iterator[Piece]:
+        """A batch where the model is, cut so that what is kept of it finds room."""
         batch = self._prepare(raw)
         size = self.images_at_once or self.task.count(batch)
         for start in range(0, self.task.count(batch), size):
             breathe()
-            piece = self.task.part(batch, start, start + size)
-            yield start, piece, partial(self._forward, piece, number, start)
+            yield Piece(self.task.part(batch, start, start + size), (number, start), self.plan.view)
 
     def _prepare(self, raw: Any) -> Any:
         batch = self.task.prepare(raw, self.device)
@@ -111,20 +117,30 @@ class Runner:
             self._look(batch)
         return batch
 
-    def _on_piece(self, piece: Any, forward: Forward, variants: list[Variant]) -> Iterator[tuple[str, Measured]]:
+    def _on_piece(self, piece: Piece, variants: list[Variant]) -> Iterator[tuple[str, Measured]]:
         replayed = any(variant.part not in self.plain for variant in variants)
+        usual = piece.shown(None)
+        forward = partial(self._forward, usual, piece)
         untouched = self.replay.record(forward) if replayed else forward()
         reference = self.task.reference(untouched)
-        yield FINAL, self.task.measure(untouched, piece, reference)
+        yield FINAL, self.task.measure(untouched, usual, reference)
         for variant in variants:
             breathe()
-            with self._replaced(variant):
-                answer = self._answer(variant.part, forward, untouched)
+            shown = usual if variant.view is None else piece.shown(variant)
+            run = partial(self._treated, variant, piece, partial(self._forward, shown, piece))
+            answer = run(untouched)
             while replayed and self.replay.spoilt():
                 untouched = self.replay.record(forward)
-                with self._replaced(variant):
-                    answer = self._answer(variant.part, forward, untouched)
-            yield variant.key, self.task.measure(answer, piece, reference)
+                answer = run(untouched)
+            yield variant.key, self.task.measure(answer, shown, reference)
+
+    def _treated(self, variant: Variant, piece: Piece, forward: Forward, untouched: Any) -> Any:
+        def anew() -> Any:
+            with self._during(variant, piece):
+                return forward()
+
+        with self._replaced(variant):
+            return self._answer(variant.part, anew, untouched)
 
     def _answer(self, part: str, forward: Forward, untouched: Any) -> Any:
         """What the treated model answers; until a part has shown an effect, its replay is computed in full too."""
@@ -137,11 +153,11 @@ class Runner:
             return forward()
         if part not in self.checked:
             whole = forward()
-            gap = _difference(answer, whole)
-            if gap > CLOSE and gap > NOISE * _difference(whole, forward()):
+            gap = difference(answer, whole)
+            if gap > CLOSE and gap > NOISE * difference(whole, forward()):
                 self._in_full(part, "a replay gave other numbers")
                 return whole
-            if 0 < _difference(whole, untouched) < np.inf:
+            if 0 < difference(whole, untouched) < np.inf:
                 self.checked.add(part)
         return answer
 
@@ -149,9 +165,9 @@ class Runner:
         self.plain.add(part)
         self.plan.notes.append(f"'{part}' is computed in full for each variant: {why}")
 
-    def _forward(self, batch: Any, number: int, start: int = 0) -> Any:
+    def _forward(self, batch: Any, piece: Piece) -> Any:
         """Run the model; where it draws, it draws the same for every variant, and anew for every batch."""
-        amp = self.plan.amp
+        amp, (number, start) = self.plan.amp, piece.place
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, amp) if amp is not None else nullcontext())
             if self.draws:
@@ -168,12 +184,13 @@ class Runner:
 
     def _look(self, batch: Any) -> None:
         """Find out, by two images, whether the model draws or writes, and how much of a batch can be kept at a time."""
-        few = tree_map_only(Tensor, Tensor.clone, self.task.part(batch, 0, 2))
+        few = tree_map_only(Tensor, Tensor.clone, self._few(batch).shown(None))
+        forward = partial(self._forward, few, Piece(few))
         before = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in self.model.named_buffers()}
         inputs = [(leaf, _version(leaf)) for leaf in tree_flatten(few)[0] if isinstance(leaf, Tensor)]
         state, on_device = generators(), self._device_generator()
-        self._record_first(few)
-        self.places.learn_memories(lambda: self._forward(few, 0))
+        self._record_first(few, forward)
+        self.places.learn_memories(forward)
         self.writes = any(_version(leaf) != version for leaf, version in inputs)
         self.moving = [(name, b, start) for name, (b, version, start) in before.items() if _version(b) != version]
         self.draws = drawn_since(state) or self._device_generator() != on_device or bool(self.moving)
@@ -186,10 +203,13 @@ class Runner:
         elif self.images_at_once < whole and self.plan.method == "single_pass":
             self.plan.notes.append(f"batches are cut to {self.images_at_once} images to keep within the memory given")
 
-    def _record_first(self, few: Any) -> None:
+    def _few(self, batch: Any) -> Piece:
+        return Piece(self.task.part(batch, 0, 2), (0, 0), self.plan.view)
+
+    def _record_first(self, few: Any, forward: Forward) -> None:
         try:
             for _ in range(2):  # first all answers are kept, then those that are needed
-                self.replay.record(lambda: self._forward(few, 0))
+                self.replay.record(forward)
         except AnalysisError:
             raise
         except Exception as error:  # whatever the model's code raises on images it was not made for
@@ -218,8 +238,8 @@ class Runner:
         """Batch norm statistics from calibration data, of the norms from the part on."""
         calibration = self.plan.calibration or ()
         if not self.replay.tape.calls and (first := next(iter(calibration), None)) is not None:
-            few = self.task.part(self.task.prepare(first, self.device), 0, 2)
-            self.replay.record(lambda: self._forward(few, 0))
+            few = self._few(self.task.prepare(first, self.device))
+            self.replay.record(partial(self._forward, few.shown(None), few))
         return recalibrated(self.places, self.replay.behind(part), lambda: self._run_over(calibration))
 
     def _run_over(self, calibration: Iterable[Any]) -> int:
@@ -227,7 +247,8 @@ class Runner:
         number = 0
         for number, raw in enumerate(calibration, 1):
             breathe()
-            self._forward(self.task.prepare(raw, self.device), number - 1)
+            batch = Piece(self.task.prepare(raw, self.device), (number - 1, 0), self.plan.view)
+            self._forward(batch.shown(None), batch)
         return number
 
 
@@ -239,21 +260,3 @@ def _joined(several: list[Measured]) -> Measured:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _difference(one: Any, other: Any) -> float:
-    """Largest difference of two answers, as a share of the largest value of the second; infinite where they differ."""
-    left, right = ([leaf for leaf in tree_flatten(side)[0] if isinstance(leaf, Tensor)] for side in (one, other))
-    return max(map(_apart, left, right), default=0.0) if len(left) == len(right) else float("inf")
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    if one.numel() == 0 or torch.equal(one, other):
-        return 0.0
-    odd = ~(one.isfinite() & other.isfinite())
-    if not torch.equal(one[odd].nan_to_num(1.5), other[odd].nan_to_num(1.5)):
-        return float("inf")
-    one, other = one[~odd].double(), other[~odd].double()
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30)) if len(one) else 0.0

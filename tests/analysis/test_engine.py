@@ -138,7 +138,7 @@ def test_without_the_check_a_replay_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     model = odd(odd_nets.reads_another_units_weight)
     found, data = units(model, "layer", (3, 8, 8)), batches(8)
     naive = swept(plan_of(model, data, found, method="naive"))
-    monkeypatch.setattr("analysis.runner._difference", lambda one, other: 0.0)
+    monkeypatch.setattr("analysis.runner.difference", lambda one, other: 0.0)
     plan = plan_of(model, data, found)
     assert any(name.startswith("'b|") for name in differences(swept(plan), naive)) and not plan.notes
 
