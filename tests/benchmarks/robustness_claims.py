@@ -27,7 +27,7 @@ def every(
         *wide(widths),
         *together(nets),
         *made_robust(nets["resnet"], frozen),
-        *(normed(decayed) if len(decayed) == 2 else []),
+        *normed(decayed),
         *distant(nets),
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -210,9 +210,7 @@ def main() -> None:
     nets = {name: Net(runs, f"digits_layers_{name}") for name in NETS}
     widths = {width: Net(runs, "digits_width", f"width_{width}") for width in WIDTHS}
     decayed = {
-        name: {key: Net(runs, f"digits_norm_decay_{name}", key) for key in CONFIGURATIONS}
-        for name in ("vgg", "resnet")
-        if (runs / f"digits_norm_decay_{name}" / "repeated.json").is_file()
+        name: {key: Net(runs, f"digits_norm_decay_{name}", key) for key in CONFIGURATIONS} for name in ("vgg", "resnet")
     }
     frozen_nets = {name: Net(runs, "digits_frozen", name) for name in ("full", "frozen", "removed")}
     for name, net in nets.items():
