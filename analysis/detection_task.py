@@ -29,7 +29,7 @@ from surgeon.errors import AnalysisError
 from surgeon.host import input_sizes, unwrap
 
 if TYPE_CHECKING:
-    from analysis.studying import Settings
+    from analysis.study_settings import Settings
 
 
 def open_task(model: Any, data: Any, settings: Settings) -> tuple[Any, Any, Detector | None]:

@@ -6,16 +6,13 @@ What layer-wise, joint and greedy robustness have in common. Apart from them so 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from torch import Tensor
-
 from analysis.judging import ErrorMeasures, Measures
+from analysis.opening import digest, fingerprint, input_size_of, open_data, versions_of
 from analysis.parts import Level, Unit
 from analysis.parts import units as find_units
 from analysis.perturb import Places, untouched
@@ -23,12 +20,10 @@ from analysis.readings import FINAL, Ledger
 from analysis.sharing import world
 from analysis.study_settings import TYPES, Settings, check, confidence, size_in_bytes
 from analysis.sweeping import sweep
-from analysis.tasks import Classification
 from analysis.treatments import Treatments, starts_as_identity
 from analysis.variants import WHOLE, Plan, Variant
-from surgeon.errors import AnalysisError, SurgeonError
-from surgeon.host import InputSize, Size, host_of, input_sizes, unwrap
-from surgeon.randomness import generators_kept
+from surgeon.errors import AnalysisError
+from surgeon.host import InputSize, Size, input_sizes, unwrap
 from surgeon.tracing import record_forward
 
 FULL = "full model"
@@ -49,8 +44,8 @@ class Study:
     def __init__(self, model: Any, data: Any, settings: Settings) -> None:
         self.model, self.settings, self.module = model, settings, unwrap(model)
         check(settings)
-        self.task, self.data, self.detector = _task(model, data, settings)
-        self.input_size = _input_size(self.module, self.task, data, settings.input_size)
+        self.task, self.data, self.detector = open_data(model, data, settings)
+        self.input_size = input_size_of(self.module, self.task, data, settings.input_size)
         self.units = units_of(model, settings.units, self.input_size)
         # all units of the model, where the user named some
         self.every = self.units if isinstance(settings.units, str) else find_units(model, "layer", self.input_size)
@@ -137,7 +132,7 @@ class Study:
 
     @cached_property
     def _states(self) -> dict[str, str]:
-        return {label: _digest(state.values()) for label, state in self.treatments.states.items()}
+        return {label: digest(state.values()) for label, state in self.treatments.states.items()}
 
     def _variant(self, members: Sequence[Unit], part: str, treatment: str, draw: int) -> Variant:
         parameters = [tensor for unit in members for tensor in unit.parameters]
@@ -161,7 +156,7 @@ class Study:
         s = self.settings
         return {
             "analysis": name,
-            "model": _fingerprint(self.module),
+            "model": fingerprint(self.module),
             "variants": [variant.key for variant in variants],
             "parts": hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=12).hexdigest(),
             "states": self._states,
@@ -201,52 +196,6 @@ def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
     }
 
 
-def versions_of() -> dict[str, str]:
-    """The versions of the packages that computed a result."""
-    found = {}
-    for name in ("torch", "timm", "ultralytics", "scipy", "captum", "cnn-surgeon"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _input_size(module: torch.nn.Module, task: Any, data: Any, given: InputSize) -> InputSize:
-    """The image size to record a model with: the user's, None for the model's own, else that of the first image.
-
-    Raises:
-        SurgeonError: When none of them is known, as of data that can be gone through once only.
-    """
-    if given is not None:
-        return given
-    try:
-        input_sizes(module)
-    except SurgeonError:
-        if not isinstance(data, Iterable) or isinstance(data, Iterator):
-            raise
-        with generators_kept():
-            first = next(iter(data), None)
-        if first is None:
-            raise AnalysisError("data holds no batch; give at least one (images, targets)") from None
-        task.count(first)  # says what is wrong with the batch
-        if first[0].ndim != 4:
-            raise
-        return (first[0].shape[1], first[0].shape[2], first[0].shape[3])
-    return None
-
-
-def _task(model: Any, data: Any, s: Settings) -> tuple[Any, Any, Any]:
-    """The task of a model, its batches, and what looks after a detector's."""
-    if host_of(model) is None and not isinstance(getattr(unwrap(model), "yaml", None), dict):
-        if isinstance(data, (str, Path)):
-            raise AnalysisError(f"data is {str(data)!r}; give batches of (images, class indices), such as a DataLoader")
-        return Classification(s.metrics), data, None
-    from analysis.detection_task import open_task
-
-    return open_task(model, data, s)  # type: ignore[no-any-return]
-
-
 def _ledger(path: str | Path, name: str) -> Path:
     """Analyses of several sweeps keep one ledger for each."""
     _first, _, step = name.partition(" ")
@@ -259,20 +208,6 @@ def _tensors(members: Sequence[Unit]) -> list[str]:
 
 def _held(members: Sequence[Unit]) -> tuple[list[str], list[str]]:
     return [path for unit in members for path in unit.paths], _tensors(members)
-
-
-def _fingerprint(module: torch.nn.Module) -> str:
-    """Tells one model's weights from another's."""
-    return f"{type(module).__name__} {_digest([*module.parameters(), *module.buffers()])}"
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """Of shapes and all values."""
-    found = hashlib.blake2b(digest_size=12)
-    for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 __all__ = ["FULL", "Settings", "Study", "settings_of", "units_of"]

@@ -33,7 +33,7 @@ from analysis.detection_measures import APMeasures
 from analysis.detection_suppressing import suppressing_until, surest
 from analysis.detection_task import Detector, open_task
 from analysis.readings import FINAL, Readings
-from analysis.studying import Settings
+from analysis.study_settings import Settings
 from surgeon.host import unwrap
 from tests.analysis.detecting import Found, boxes, detections
 from tests.surgeon.yolo.small import LAYERS
