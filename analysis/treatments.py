@@ -71,7 +71,7 @@ class Treatments:
         self.notes: list[str] = []
         self.states: dict[str, Tensors] = self._read(model, initial, checkpoints)
         self.initial = self.states.get(INITIAL)
-        self._fresh: list[FreshValues] = [fresh_model_values(model, _of_draw(seed, i)) for i in range(draws)]
+        self._fresh: list[FreshValues] = [fresh_model_values(model, seed_of_draw(seed, i)) for i in range(draws)]
         self.missing = self._fresh[0].missing if draws else {}
         self.names = [*([RERAND] if draws else []), *self.states]
         if not self.names:
@@ -164,7 +164,7 @@ def _size_of(values: Tensor) -> str:
     return f"{float(values.double().square().mean().sqrt()):.2g} in root mean square"
 
 
-def _of_draw(seed: int, number: int) -> int:
+def seed_of_draw(seed: int, number: int) -> int:
     """A seed of its own: with that of ``torch.manual_seed(0)`` before the model was built, its start is drawn again.
 
     Nor do two seeds share draws.

@@ -25,6 +25,7 @@ from torch import nn
 import analysis
 import recipes
 import surgeon
+from analysis.treatments import seed_of_draw
 from recipes.data import open_source
 from recipes.processes import processes
 from surgeon.redrawing import fresh_model_values
@@ -80,7 +81,7 @@ def measure(model: nn.Module, trajectory: Path, data: Batches) -> list[dict[str,
     from analysis.states import read_states
 
     model.eval()
-    states = {"rerand": fresh_model_values(model, 0).values, **dict(read_states(trajectory, model))}
+    states = {"rerand": fresh_model_values(model, seed_of_draw(0, 0)).values, **dict(read_states(trajectory, model))}
     begun = time.perf_counter()
     wrong = sorted(by_hand(model, data, states))
     rows = [{"how": "a loop by hand", "seconds": time.perf_counter() - begun, "loaded": len(wrong) * _count(data)}]
