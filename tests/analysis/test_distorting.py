@@ -1,0 +1,64 @@
+"""Images of known strength: stronger at each level, the same for one seed, and nothing else moves."""
+
+import pytest
+import torch
+
+import analysis
+from analysis.distorting import STRONGEST, distort
+from analysis.moving import shift_images
+from surgeon.errors import AnalysisError
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
+def test_each_level_is_further_from_the_reference(source: str) -> None:
+    data = analysis.distorted_samples(source, images=3, size=40, levels=4)
+    assert len(data) == 3 * 5 * 4 and data.higher == "worse" and data.distortions == list(STRONGEST)
+    assert data[0][0].shape == ((1, 40, 40) if source == "digits" else (3, 40, 40))
+    for place in range(0, len(data), 4):
+        steps = [float((a - b).square().mean()) for a, b, _ in data[place : place + 4]]
+        assert steps == sorted(steps) and steps[0] > 0
+        assert [pair.score for pair in data.items[place : place + 4]] == [1, 2, 3, 4]
+
+
+def test_the_same_for_one_seed() -> None:
+    one, same, other = (analysis.distorted_samples(images=2, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(one, same, strict=True))
+    assert torch.equal(one[0][1], one[0][1]) and not torch.equal(one[0][1], other[0][1])
+    assert not torch.equal(one[0][1] - one[0][0], one[25][1] - one[25][0])  # noise of another image is other noise
+
+
+def test_what_each_distortion_does() -> None:
+    image = torch.rand(3, 50, 50)
+    assert all(torch.allclose(distort(image, kind, 0.0), image, atol=1e-6) for kind in STRONGEST)
+    assert torch.equal(distort(image, "shift", 1.0), shift_images(image[None], 8, 8)[0])
+    assert torch.allclose(distort(image, "contrast", 1.0).std(), 0.2 * image.std(), rtol=0.02)
+    assert distort(image, "blur", 1.0).std() < 0.5 * image.std()
+    flat = torch.full((1, 200, 200), 0.5)
+    assert float((distort(flat, "noise", 0.5) - flat).std()) == pytest.approx(0.15, rel=0.05)
+    assert all(torch.allclose(distort(flat, kind, 1.0), flat, atol=1e-5) for kind in STRONGEST if kind != "noise")
+    with pytest.raises(AnalysisError, match="distortion 'jpeg' is unknown; there are noise, blur"):
+        distort(image, "jpeg", 1.0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels(channels: int) -> None:
+    for source in ("digits", "photos"):
+        assert len(analysis.distorted_samples(source, images=1, channels=channels)[0][1]) == channels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"source": "cats"}, "source is 'cats'; it is one of digits, photos"),
+        ({"distortions": ["jpeg"]}, r"distortions are \['jpeg'\]; there are noise"),
+        ({"distortions": []}, "no distortion"),
+        ({"distortions": "noise"}, "is the text 'noise'; write a list"),
+        ({"images": 0}, "images is 0; give 1 to 1797"),
+        ({"size": 500}, "size is 500; give 8 to 213"),
+        ({"levels": 0}, "levels is 0"),
+        ({"channels": 2}, "channels is 2; give 1 or 3"),
+    ],
+)
+def test_bad_settings(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(AnalysisError, match=words):
+        analysis.distorted_samples(**arguments)  # type: ignore[arg-type]
