@@ -125,20 +125,45 @@ class APMeasures:
         return self._untouched[images]
 
     def _scores(self, key: str, images: int) -> Scores:
-        found, there = (self._boxes(key, *columns, images) for columns in (("found", "boxes"), ("objects", "truth")))
-        places = [str(number) for number in range(images)]
-        coco = CocoScores(Detections(places, found, there, self.names, {}))
+        coco = CocoScores(detections_of(self.readings, key, images, self.names))
         return Scores(coco.all(), coco.resampled_ap(self.resamples if images >= FEWEST else 0, self.seed))
 
-    def _boxes(self, key: str, counts: str, rows: str, images: int) -> list[Boxes]:
-        """Of each image what its rows say: corners, then score and class, or class alone."""
-        ends = np.cumsum(self.readings.values(key, counts)[:images], dtype=np.int64)
-        tables = np.split(self.readings.values(key, rows).astype(np.float64), ends)[:images]
-        order = np.argsort(self.readings.values(key, "place")[:images], kind="stable")  # ties of scores go by it
-        return [
-            {"boxes": one[:, :4], "scores": one[:, 4], "labels": one[:, -1].astype(np.int64)}
-            for one in (tables[image] for image in order)
-        ]
+
+def detections_of(readings: Readings, key: str, images: int, names: Mapping[int, str]) -> Detections:
+    """What a variant found in the first images, in the order of their paths, and what is there.
+
+    Args:
+        readings: Of a sweep with the task of a detector.
+        key: Of the variant.
+        images: How many.
+        names: Of the classes.
+    """
+    found, there = (_boxes(readings, key, *columns, images) for columns in (("found", "boxes"), ("objects", "truth")))
+    return Detections([str(number) for number in range(images)], found, there, dict(names), {})
+
+
+def _boxes(readings: Readings, key: str, counts: str, rows: str, images: int) -> list[Boxes]:
+    """Of each image what its rows say: corners, then score and class, or class alone."""
+    tables = tables_of(readings, key, counts, rows, images)
+    order = np.argsort(readings.values(key, "place")[:images], kind="stable")  # ties of scores go by it
+    return [
+        {"boxes": one[:, :4], "scores": one[:, 4], "labels": one[:, -1].astype(np.int64)}
+        for one in (tables[image] for image in order)
+    ]
+
+
+def tables_of(readings: Readings, key: str, counts: str, rows: str, images: int) -> list[Values]:
+    """The rows of each of the first images, in the order of the data.
+
+    Args:
+        readings: Of a sweep with the task of a detector.
+        key: Of the variant.
+        counts: Name of what says how many rows are whose.
+        rows: Name of the rows.
+        images: How many.
+    """
+    ends = np.cumsum(readings.values(key, counts)[:images], dtype=np.int64)
+    return np.split(readings.values(key, rows).astype(np.float64), ends)[:images]
 
 
 def _interval(center: float, draws: Values) -> Interval | None:

@@ -184,9 +184,10 @@ class Detector:
         self, readings: Readings, cells: Sequence[tuple[str, str, int]], tolerance: float, seed: int, loaded: int
     ) -> APMeasures:
         """The figures of a sweep."""
-        return APMeasures(readings, cells, tolerance, seed, loaded, self._classes(), self.options.resamples)
+        return APMeasures(readings, cells, tolerance, seed, loaded, self.classes(), self.options.resamples)
 
-    def _classes(self) -> Mapping[int, str]:
+    def classes(self) -> Mapping[int, str]:
+        """Names of the classes, those of the data where they have names."""
         return self.validator.data.get("names", self.module.names)  # type: ignore[no-any-return]
 
 
