@@ -1,46 +1,85 @@
 """analysis: see inside a vision network. Every function answers a result with rows, a figure and a report."""
 
+from analysis.agreeing import Consistency, consistency
 from analysis.attack_result import Adversarial
 from analysis.attacking import adversarial
+from analysis.attributing import Attribution, attribution
+from analysis.comparing import Comparison, compare
 from analysis.detection_comparing import DetectionComparison, compare_detection
 from analysis.detection_diagnosis import DetectionErrors, ErrorsBeside, detection_errors
 from analysis.detection_running import Detections, detect
 from analysis.detection_scores import DetectionScores, detection
+from analysis.detection_shifting import DetectionShift, detection_shift
+from analysis.distorting import distorted_samples
 from analysis.jointly import JointRobustness, joint_robustness
 from analysis.layerwise import Robustness, robustness
 from analysis.pages import write_report
 from analysis.parts import Unit, units
+from analysis.perceiving import perceptual
+from analysis.perceptual_distance import PerceptualDistance
+from analysis.perceptual_fitting import fit_perceptual
+from analysis.perceptual_result import Perceptual, PerceptualFit
+from analysis.rating_layouts import rating_data
+from analysis.ratings import Choices, Pair, Ratings, Triplet
+from analysis.resolving import Resolution, resolution
 from analysis.result import Result
+from analysis.saliency_shifts import AttributionEquivariance, attribution_equivariance
 from analysis.searching import JointSearch, search_joint
 from analysis.shifts import ShiftSparsity, shift_sparsity
 from analysis.stored import StoredResult, read_result
+from analysis.translating import Translation, translation
 from surgeon.errors import AnalysisError
 
 __all__ = [
     "Adversarial",
     "AnalysisError",
+    "Attribution",
+    "AttributionEquivariance",
+    "Choices",
+    "Comparison",
+    "Consistency",
     "DetectionComparison",
     "DetectionErrors",
     "DetectionScores",
+    "DetectionShift",
     "Detections",
     "ErrorsBeside",
     "JointRobustness",
     "JointSearch",
+    "Pair",
+    "Perceptual",
+    "PerceptualDistance",
+    "PerceptualFit",
+    "Ratings",
+    "Resolution",
     "Result",
     "Robustness",
     "ShiftSparsity",
     "StoredResult",
+    "Translation",
+    "Triplet",
     "Unit",
     "adversarial",
+    "attribution",
+    "attribution_equivariance",
+    "compare",
     "compare_detection",
+    "consistency",
     "detect",
     "detection",
     "detection_errors",
+    "detection_shift",
+    "distorted_samples",
+    "fit_perceptual",
     "joint_robustness",
+    "perceptual",
+    "rating_data",
     "read_result",
+    "resolution",
     "robustness",
     "search_joint",
     "shift_sparsity",
+    "translation",
     "units",
     "write_report",
 ]

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from analysis.drawing import GREY, HUES, MARKERS, canvas
 from analysis.gridding import primary, robustness_grid
 from analysis.grids import DIFFERS, FULL, PERCENT, UNTOUCHED, Grid, number, short
 from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
-BLUE, GREY = "#3b8fc4", "#888888"  # seen on white and on black
-HUES = ("#3b8fc4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9a8cd8", "#a6761d")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 NAMED = len(HUES)  # units with a colour and a name of their own; the others are grey
 MARKS: dict[str, dict[str, Any]] = {  # of the verdicts
     "critical": {"marker": "^", "fillstyle": "full"},
@@ -46,7 +43,7 @@ def lines(result: Result) -> Figure:
     """
     grid = robustness_grid(result)
     along = [treatment for treatment in grid.treatments if treatment != "rerand"]
-    figure = _figure(result.title)
+    figure = canvas(result.title)
     axes = figure.subplots()
     if len(along) < 3:
         _by_unit(axes, grid)
@@ -69,7 +66,7 @@ def curve(result: Result) -> Figure:
     measure = primary(result.rows)
     if missing := [key for key in ("share_of_params", "treatment") if any(key not in row for row in result.rows)]:
         raise AnalysisError(f"'{result.title}' has no column '{missing[0]}', so no curve can be drawn; measure again")
-    figure = _figure(result.title)
+    figure = canvas(result.title)
     axes = figure.subplots()
     treatments = list(dict.fromkeys(row["treatment"] for row in result.rows))
     for place, treatment in enumerate([t for t in treatments if t != UNTOUCHED] or treatments):
@@ -84,13 +81,6 @@ def curve(result: Result) -> Figure:
     axes.grid(color=GREY, alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
-    return figure
-
-
-def _figure(title: str) -> Figure:
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 

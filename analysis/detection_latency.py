@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Measurement, Timer
+
+from analysis.timing import milliseconds
 
 
 def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: int = 3) -> list[float]:
@@ -42,13 +43,7 @@ def latencies(models: Sequence[Any], imgsz: int, device: str = "cpu", rounds: in
         torch.rand(1, channels(model), one, one, generator=draw).to(place)
         for model, one in zip(models, sides, strict=True)
     ]
-    runs: list[list[Measurement]] = [[] for _ in nets]
-    with torch.inference_mode():
-        for _ in range(rounds):
-            for net, image, run in zip(nets, images, runs, strict=True):
-                timer = Timer("net(image)", globals={"net": net, "image": image}, num_threads=torch.get_num_threads())
-                run.append(timer.blocked_autorange(min_run_time=0.3))
-    return [1e3 * float(Measurement.merge(run)[0].median) for run in runs]
+    return milliseconds(nets, images, rounds)
 
 
 def side(model: Any, imgsz: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from analysis import bars, curves
+from analysis.comparing import Comparison
 from analysis.gridding import distance_grids, joint_grid, mean_grid, robustness_grid
 from analysis.grids import FULL, PERCENT, UNTOUCHED, Grid, number
 from analysis.listing import Listing, listed
@@ -162,12 +163,20 @@ def _drawn(result: Result, name: str) -> list[Picture]:
         return [error, Picture(f"{what} by treatment", line), *far]
     if result.kind == "joint_robustness":
         return [_heatmap(joint_grid(result), "Groups by treatment")]
-    if result.kind in DRAWN:
+    if result.kind in ("joint_search", "search_joint"):
         drawn = figure_svg(curves.curve(result), f"curve{name}", "the price against the share of parameters re-set")
         return [Picture("Parameters re-set together, and the price", drawn)]
+    if result.kind in DRAWN:
+        picture = Picture("", figure_svg(DRAWN[result.kind](result), f"plot{name}", result.title))
+        return [picture, *(_gallery(result) if isinstance(result, Comparison) else [])]
     if isinstance(result, StoredResult):
         return [Picture("", figure_svg(bars.bars(result), f"bars{name}", result.title))]
     return [Picture("", figure_png(result.figure(), result.title))]
+
+
+def _gallery(result: Comparison) -> list[Picture]:
+    heading = "Images on which the nets disagree"
+    return [Picture(heading, figure_png(result.gallery(), heading))] if result.disagreements else []
 
 
 def _heatmap(grid: Grid, heading: str) -> Picture:

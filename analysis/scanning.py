@@ -17,7 +17,6 @@ from analysis.readings import FINAL, Ledger, Readings
 from analysis.sharing import world
 from analysis.study_settings import TYPES, Settings, check, size_in_bytes
 from analysis.sweeping import sweep
-from analysis.tasks import Task
 from analysis.variants import Plan, Variant, View
 from surgeon.host import unwrap
 
@@ -35,7 +34,7 @@ class Scan:
             ``metrics`` and ``detector``; the others do not matter here.
 
     Attributes:
-        task: What is measured of each image; it may be exchanged before :meth:`run`.
+        task: What is measured of each image.
         detector: What looks after a detector; None of classifiers.
         notes: What is worth saying of the scan.
         complete: False once Ctrl-C has ended it.
@@ -58,7 +57,7 @@ class Scan:
     def __init__(self, model: Any, data: Any, settings: Settings) -> None:
         check(settings)
         self.module, self.settings = unwrap(model), settings
-        self.task: Task
+        self.task: Any
         self.task, self.data, self.detector = open_data(model, data, settings)
         self.notes: list[str] = [] if self.detector is None else list(self.detector.notes)
         self.complete, self.loaded = True, 0

@@ -12,15 +12,36 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis import bars, curves, heatmap
+from analysis import (
+    attribution_figure,
+    bars,
+    comparison_figure,
+    consistency_figure,
+    curves,
+    detection_shift_figure,
+    heatmap,
+    perceptual_figure,
+    resolution_figure,
+    saliency_figure,
+    translation_figure,
+)
 from analysis.result import Result, Row
 from surgeon.errors import AnalysisError
 
 DRAWN = {
+    "perceptual": perceptual_figure.draw,
+    "perceptual_fit": perceptual_figure.draw_fit,
     "robustness": heatmap.heatmap,
     "joint_robustness": heatmap.joint,
     "joint_search": curves.curve,
     "search_joint": curves.curve,
+    "detection_shift": detection_shift_figure.draw,
+    "resolution": resolution_figure.draw,
+    "attribution": attribution_figure.draw,
+    "attribution_equivariance": saliency_figure.draw,
+    "comparison": comparison_figure.draw,
+    "consistency": consistency_figure.draw,
+    "translation": translation_figure.draw,
 }
 
 
@@ -28,8 +49,8 @@ class StoredResult(Result):
     """Rows, title, summary, settings and kind as a file holds them.
 
     Args:
-        kind: Of the analysis: ``robustness``, ``joint_robustness``, ``search_joint`` are drawn as themselves, any other
-            as bars of the column that matters most.
+        kind: Of the analysis; those in ``DRAWN`` are drawn as themselves, any other as bars of the column that matters
+            most.
         title: What was analysed.
         rows: As they were written.
         summary: One sentence.

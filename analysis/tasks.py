@@ -23,7 +23,7 @@ TAKEN = (
     *("unit", "group", "units", "units_treated", "path", "params", "share_of_params", "treatment", "step", "added"),
     *("draws", "images", "error", "error_low_95", "error_high_95", "ap", "loss", "agreement", "difference"),
     *("difference_low_95", "difference_high_95", "verdict", "sd_over_draws", "note", "rms_distance", "linf_distance"),
-    *("rms_from_initial", "linf_from_initial"),
+    *("rms_from_initial", "linf_from_initial", "class", "p_right", "p_wrong"),
 )
 
 
@@ -60,6 +60,10 @@ class Classification:
     Args:
         metrics: More, by name: functions of logits (N, classes) and targets (N,) that answer one number per image.
 
+    Attributes:
+        choices: Whether to measure, besides, the chosen ``class`` (-1 where a logit is not finite), and the
+            probabilities of the right class, ``p_right``, and of the likeliest wrong one, ``p_wrong``.
+
     Raises:
         AnalysisError: For a metric whose name is taken.
     """
@@ -67,7 +71,7 @@ class Classification:
     primary = "error"
 
     def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
-        self.metrics = dict(metrics or {})
+        self.metrics, self.choices = dict(metrics or {}), False
         if taken := [name for name in self.metrics if name in TAKEN]:
             raise AnalysisError(f"metrics: '{taken[0]}' is a column of every result; give your metric another name")
         if odd := [name for name, metric in self.metrics.items() if not (isinstance(name, str) and callable(metric))]:
@@ -136,6 +140,7 @@ class Classification:
             "agreement": (chosen == reference) & ~lost,
             "loss": nn.functional.cross_entropy(answer, targets, reduction="none"),
         }
+        found |= _choices(answer, targets, lost) if self.choices else {}
         for name, metric in self.metrics.items():
             value = metric(answer.clone(), targets.clone())
             try:
@@ -148,6 +153,15 @@ class Classification:
                 )
             found[name] = value
         return {name: _numbers(value) for name, value in found.items()}
+
+
+def _choices(answer: Tensor, targets: Tensor, lost: Tensor) -> dict[str, Tensor]:
+    likely = answer.double().softmax(1)
+    return {
+        "class": torch.where(lost, -1, answer.argmax(1)),
+        "p_right": likely.gather(1, targets[:, None])[:, 0],
+        "p_wrong": likely.scatter(1, targets[:, None], -1.0).amax(1).clamp_min(0),
+    }
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.detection_shift_cli import DETECTION_SHIFT, detection_shift
 from recipes.guarding import guarded
+from recipes.resolution_cli import RESOLUTION, resolution
 from recipes.robustness_cli import ROBUSTNESS, robustness
+from recipes.shifts_cli import COMPARE, CONSISTENCY, TRANSLATION, compare, consistency, translation
+from recipes.spatial_cli import SPATIAL, spatial
 
 if TYPE_CHECKING:
     from analysis import DetectionErrors, Detections, Result
@@ -33,6 +37,12 @@ Other = Annotated[str | None, typer.Argument(help="Another, to be compared on th
 
 
 analyze.command(epilog=f"Examples: {ROBUSTNESS}")(guarded(robustness))
+analyze.command(epilog=f"Examples: {TRANSLATION}")(guarded(translation))
+analyze.command(epilog=f"Examples: {CONSISTENCY}")(guarded(consistency))
+analyze.command(epilog=f"Examples: {COMPARE}")(guarded(compare))
+analyze.command(epilog=f"Examples: {SPATIAL}")(guarded(spatial))
+analyze.command("detection-shift", epilog=f"Examples: {DETECTION_SHIFT}")(guarded(detection_shift))
+analyze.command(epilog=f"Examples: {RESOLUTION}")(guarded(resolution))
 
 
 @analyze.command(epilog=f"Examples: {DETECTION}")

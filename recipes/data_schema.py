@@ -50,13 +50,14 @@ class Section(BaseModel):
 class DigitsData(Section):
     """``data:`` with ``dataset: digits``: scikit-learn's 1,797 real digits, drawn `size` pixels wide on a canvas.
 
-    With `placement: random` training positions are redrawn every epoch; the validation images stay as they are.
+    With `placement: random` training positions are redrawn every epoch; with `fixed` each digit keeps the place drawn
+    for the first one, so that there is no augmentation. The validation images, at random places too, always stay.
     """
 
     dataset: Literal["digits"] = "digits"
     size: Annotated[int, Field(ge=8)] = 32
     canvas: Annotated[int, Field(ge=8)] | None = None
-    placement: Literal["random", "centre"] = "random"
+    placement: Literal["random", "fixed", "centre"] = "random"
     channels: Literal[1, 3] = 1
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     split_seed: Annotated[int, Field(ge=0)] = 0

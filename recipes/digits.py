@@ -62,7 +62,7 @@ class Digits(Dataset[Any]):
         room = self.canvas - self.section.size
         if self.section.placement == "centre":
             return torch.full((len(self), 2), room // 2)
-        epoch = epoch if self.training else 0
+        epoch = epoch if self.training and self.section.placement == "random" else 0
         if self._placed[0] != epoch:
             generator = torch.Generator().manual_seed(derive(self.seed, epoch, int(self.training)))
             self._placed = epoch, torch.randint(0, room + 1, (len(self), 2), generator=generator)

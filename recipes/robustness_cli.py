@@ -5,15 +5,14 @@ Apart from the other analyses because it has three of them in one, and many sett
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.jobs import command_line, prepare, run_jobs
+
 if TYPE_CHECKING:
-    from analysis import Result
     from recipes.viewing import Viewed
 
 ROBUSTNESS = (
@@ -76,12 +75,12 @@ def robustness(
 
     settings: dict[str, Any] = {
         **{"units": units, "draws": draws, "batchnorm": batchnorm, "seed": seed, "method": method},
-        **{"tolerance": tolerance, "limit": limit, "memory": memory, "amp": amp, "command": _command()},
+        **{"tolerance": tolerance, "limit": limit, "memory": memory, "amp": amp, "command": command_line()},
     }
     with processes(device) as who:
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
         if who.main:
-            _prepare(out, resume)
+            prepare(out, resume)
         who.wait()
         viewed.model.to(who.device)
         settings |= _states(viewed, initial, checkpoints)
@@ -103,42 +102,7 @@ def robustness(
             jobs["search_joint"] = lambda **more: analysis.search_joint(
                 viewed.model, batches, beam=beam, **settings, **more
             )
-        _run(jobs, out, who.main)
-
-
-def _run(jobs: dict[str, Any], out: Path, main: bool) -> None:
-    """Do one analysis after another, each with a ledger; write what there is, also after Ctrl-C."""
-    from analysis.pages import write_report
-    from recipes.analyze_cli import write_result
-
-    results: list[Result] = []
-    for name, job in jobs.items():
-        result: Any = job(ledger=out / f"{name}.ledger")
-        results.append(result)
-        if main:
-            write_result(result, out, name, page=False)
-            write_report(results, out / "report.html")
-        if not result.complete:
-            if main:
-                typer.echo(f"stopped; what was measured is in {out}, run the same command again to go on", err=True)
-            raise KeyboardInterrupt
-    if main:
-        for ledger in [file for name in jobs for file in out.glob(f"{name}.ledger*")]:  # not before all is done
-            ledger.unlink()
-        typer.echo(f"written to {out}: {', '.join(jobs)} (.json .csv .png), report.html")
-
-
-def _command() -> str:
-    return shlex.join(["surgeon", *sys.argv[1:]])
-
-
-def _prepare(out: Path, resume: bool) -> None:
-    from recipes.analyze_cli import try_folder
-
-    try_folder(out)
-    if not resume:
-        for ledger in out.glob("*.ledger*"):
-            ledger.unlink()
+        run_jobs(jobs, out, who.main)
 
 
 def _states(viewed: Viewed, initial: str | None, checkpoints: list[str] | None) -> dict[str, Any]:

@@ -27,7 +27,16 @@ TAKEN = (
     "start.pt",
     "data",
 )
-PROBES = ("robustness", "joint_robustness", "search_joint", "shift_sparsity")  # analyses a recipe may name
+PROBES = (  # analyses a recipe may name
+    "robustness",
+    "joint_robustness",
+    "search_joint",
+    "shift_sparsity",
+    "resolution",
+    "translation",
+    "consistency",
+    "spatial_dependence",
+)
 PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",
     "device": "must be auto, cpu, cuda, cuda:0 (or another number) or mps",

@@ -143,7 +143,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "recipes")
     assert code == 0 and all(name in out for name in recipes.shipped()) and "real digits" in out
     code, out, _ = call(capsys, "models", "digits*")
-    assert code == 0 and out.split() == ["digits_convnet", "digits_convnet_nobn", "digits_vgg16"]
+    assert code == 0 and out.split() == ["digits_convnet", "digits_convnet_nobn", "digits_vgg16", "digits_vgg_flat"]
 
 
 def test_a_foreign_package_of_our_name_is_named(

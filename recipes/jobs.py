@@ -1,0 +1,53 @@
+"""Analyses one after another, as commands do them: into a folder, each with a ledger, kept where Ctrl-C ends one.
+
+Apart from the commands, which say what is to be done.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis import Result
+
+
+def run_jobs(jobs: dict[str, Any], out: Path, main: bool) -> None:
+    """Do one analysis after another, each with a ledger; write what there is, also after Ctrl-C."""
+    from analysis.pages import write_report
+    from recipes.analyze_cli import write_result
+
+    results: list[Result] = []
+    for name, job in jobs.items():
+        result: Any = job(ledger=out / f"{name}.ledger")
+        results.append(result)
+        if main:
+            write_result(result, out, name, page=False)
+            write_report(results, out / "report.html")
+        if not result.settings.get("complete", True):
+            if main:
+                typer.echo(f"stopped; what was measured is in {out}, run the same command again to go on", err=True)
+            raise KeyboardInterrupt
+    if main:
+        for ledger in [file for name in jobs for file in out.glob(f"{name}.ledger*")]:  # not before all is done
+            ledger.unlink()
+        typer.echo(f"written to {out}: {', '.join(jobs)} (.json .csv .png), report.html")
+
+
+def command_line() -> str:
+    """What was typed, as a report repeats it."""
+    return shlex.join(["surgeon", *sys.argv[1:]])
+
+
+def prepare(out: Path, resume: bool) -> None:
+    """See that a folder can be written to, and forget what it holds of unfinished analyses unless they go on."""
+    from recipes.analyze_cli import try_folder
+
+    try_folder(out)
+    if not resume:
+        for ledger in out.glob("*.ledger*"):
+            ledger.unlink()

@@ -1,0 +1,202 @@
+"""The commands ``surgeon analyze translation | consistency | compare``: what shifts of the images do to one net or two.
+
+Apart from the other analyses, and free of slow imports like them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipes.jobs import command_line, prepare, run_jobs
+
+TRANSLATION = (
+    "surgeon analyze translation runs/digits_spd/spd | "
+    "surgeon analyze translation resnet50 --pretrained --data folder:imagenet/val --reach 50 --step 10"
+)
+CONSISTENCY = (
+    "surgeon analyze consistency runs/digits_spd/spd --protocol circular --reach 3 | "
+    "surgeon analyze consistency resnet50 --pretrained --data imagenet_256.yaml --size 224"
+)
+COMPARE = (
+    "surgeon analyze compare runs/digits_spd/original runs/digits_spd/spd | "
+    "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet/val --limit 5000"
+)
+Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
+Data = Annotated[str | None, typer.Option(help="A data set, or a recipe whose data counts. Default: the run's own.")]
+Root = Annotated[str | None, typer.Option(help="Folder of the data set, where it needs one.")]
+Padding = Annotated[str, typer.Option(help="What comes in: mirror, black, circular, or crop from a larger image.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the window in pixels, of larger images.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Most images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn.")]
+Pretrained = Annotated[bool, typer.Option(help="Load timm's pretrained weights.")]
+Checkpoint = Annotated[str | None, typer.Option(help="A file of the model's weights.")]
+Classes = Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")]
+Resume = Annotated[bool, typer.Option(help="Continue what the folder holds, or start over.")]
+Amp = Annotated[str | None, typer.Option(help="bfloat16 or float16.")]
+
+
+def translation(
+    model: Net,
+    data: Data = None,
+    root: Root = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/translation"),
+    kind: Annotated[str, typer.Option(help="shift, rotation or scale.")] = "shift",
+    axis: Annotated[str, typer.Option(help="Of shifts: grid, diagonal, horizontal, vertical.")] = "grid",
+    reach: Annotated[float | None, typer.Option(help="Furthest: pixels (8), degrees (20), from 1 (0.5).")] = None,
+    step: Annotated[float | None, typer.Option(help="Between two: 2 pixels of a grid or 1, 1 degree, 0.05.")] = None,
+    padding: Padding = "mirror",
+    size: Size = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    amp: Amp = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    resume: Resume = True,
+) -> None:
+    """What shifts, turns or scales of the images cost: accuracy, loss, relative loss.
+
+    Writes tables (JSON, CSV), a figure and one page (report.html) into a folder. Ctrl-C keeps what was measured; run it
+    again to go on.
+    """
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "axis": axis,
+        "reach": reach,
+        "step": step,
+        "padding": padding,
+        "size": size,
+    }
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    images = {"data": data, "root": root, "batch_size": batch_size}
+    _one(
+        "translation", model, opened, images, settings | {"limit": limit, "amp": amp, "seed": seed}, out, device, resume
+    )
+
+
+def consistency(
+    model: Net,
+    data: Data = None,
+    root: Root = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/consistency"),
+    protocol: Annotated[str, typer.Option(help="crop, diagonal or circular.")] = "circular",
+    size: Size = None,
+    reach: Annotated[int | None, typer.Option(min=1, help="Of the shifts in pixels. Default: 32.")] = None,
+    passes: Annotated[int | None, typer.Option(min=1, help="Pairs per image. Default: 5; circular 1.")] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    amp: Amp = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    resume: Resume = True,
+) -> None:
+    """How often two shifts of an image get the same class, by the public protocols.
+
+    crop: two windows of --size from larger images, 5 passes, and diagonal: windows at 0 to 32 pixels (Zhang 2019);
+    circular: rolled by -32 to 31 pixels, or with --reach 3 by -3 to 2 (Chaman and Dokmanic 2021).
+    """
+    settings: dict[str, Any] = {"protocol": protocol, "size": size, "reach": reach, "passes": passes}
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    images = {"data": data, "root": root, "batch_size": batch_size}
+    _one(
+        "consistency", model, opened, images, settings | {"limit": limit, "amp": amp, "seed": seed}, out, device, resume
+    )
+
+
+def compare(
+    original: Net,
+    operated: Annotated[str, typer.Argument(help="Another, for the same classes.")],
+    data: Data = None,
+    root: Root = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/compare"),
+    labels: Annotated[str, typer.Option(help="Names of the two nets.")] = "original,operated",
+    measure: Annotated[
+        list[str] | None, typer.Option(help="translation, consistency, robustness, cost …; may be repeated. All.")
+    ] = None,
+    shown: Annotated[int, typer.Option(min=0, help="Images on which they disagree, shown.")] = 12,
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    amp: Amp = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+) -> None:
+    """Two nets on the same images, measure by measure, with paired intervals: one page for both.
+
+    Weights options are those of models named as timm names them.
+    """
+    import analysis
+    from analysis.beside import MEASURES
+    from recipes.processes import processes
+    from recipes.viewing import view_images, view_model
+    from surgeon.errors import RecipeError
+
+    names = [name.strip() for name in labels.split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise RecipeError(f"--labels {labels}: give two different names, as original,operated")
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    with processes(device) as who:
+        both = [view_model(name, **(opened if _is_timm(name) else {})) for name in (original, operated)]
+        prepare(out, resume=False)
+        for viewed in both:
+            viewed.model.to(who.device)
+        batches = view_images(both[0], data, root=root, batch_size=batch_size, shuffle=seed)
+        found = analysis.compare(
+            both[0].model, both[1].model, batches, labels=names, measures=measure or list(MEASURES), shown=shown,
+            limit=limit, amp=amp, seed=seed, command=command_line(),
+        )  # fmt: skip
+        if who.main:
+            _write(found, out)
+
+
+def _write(found: Any, out: Path) -> None:
+    from recipes.analyze_cli import write_result
+
+    write_result(found, out, "compare", page=False)
+    for result in found.results:
+        write_result(result, out / "nets", _stem(result.title), page=False)
+    found.report(out / "report.html")
+    typer.echo(f"written to {out}: compare (.json .csv .png), report.html, nets/")
+
+
+def _stem(title: str) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in title).lower().split())
+
+
+def _is_timm(name: str) -> bool:
+    return not Path(name).expanduser().exists()
+
+
+def _one(
+    name: str, model: str, opened: dict[str, Any], images: dict[str, Any], settings: dict[str, Any], out: Path,
+    device: str, resume: bool,
+) -> None:  # fmt: skip
+    """Open model and images, and do the analysis of that name."""
+    import analysis
+    from recipes.processes import processes
+    from recipes.viewing import view_images, view_model
+
+    with processes(device) as who:
+        viewed = view_model(model, **opened)
+        if who.main:
+            prepare(out, resume)
+        who.wait()
+        viewed.model.to(who.device)
+        batches = view_images(viewed, images.pop("data"), **images, shuffle=settings["seed"])
+        function = getattr(analysis, name)
+        run_jobs(
+            {name: lambda **more: function(viewed.model, batches, command=command_line(), **settings, **more)},
+            out, who.main,
+        )  # fmt: skip
