@@ -103,8 +103,8 @@ def _by_truth(still: Seen, moved: Seen, by: Shift, found: tuple[Boxes, Boxes, Bo
 
 def _inside(boxes: Boxes, view: Seen) -> NDArray[np.bool_]:
     near = AT_BORDER / view.gain
-    found: NDArray[np.bool_] = (boxes[:, :2] >= near).all(1) & (boxes[:, 2:4] <= view.side - near).all(1)
-    return found
+    far: NDArray[np.bool_] = np.concatenate([boxes[:, :2] >= near, boxes[:, 2:4] <= view.side - near], 1)
+    return np.asarray(far.all(1))
 
 
 def _sums(ahead: Boxes, other: Boxes, pairs: Pairs, view: Seen, counts: Sequence[float]) -> Tally:

@@ -42,7 +42,8 @@ def overlaps(one: Boxes, other: Boxes) -> Boxes:
     common = np.prod(np.clip(high - low, 0, None), -1)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], 1) for boxes in (one, other)]
     union = areas[0][:, None] + areas[1][None] - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    found: Boxes = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return found
 
 
 def things(found: Boxes, conf: float, overlap: float) -> Boxes:

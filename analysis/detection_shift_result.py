@@ -71,7 +71,7 @@ def summary_of(rows: Sequence[Row], repeats: Mapping[str, Any] | None) -> str:
         words.append(f"worst {_place(worst)}: AP {worst['ap']:.3f}, that is {worst['ap_difference']:+.3f}{about}")
     if shaken := [row for row in rest if row["jitter_px"] is not None]:
         most = max(shaken, key=lambda row: float(row["jitter_px"]))
-        flips, lost = (max(float(row[name]) for row in shaken) for name in ("flip_share", "vanished_share"))
+        flips, lost = (max(float(row[name] or 0) for row in rest) for name in ("flip_share", "vanished_share"))
         words.append(
             f"boxes jitter by up to {most['jitter_px']:.2f} px ({most['jitter_share']:.1%} of their side, "
             f"{_place(most)}), up to {flips:.1%} change class, up to {lost:.1%} vanish"

@@ -90,6 +90,7 @@ def detection_shift(
         AnalysisError: When settings, data or model do not fit.
 
     Example:
+        >>> from torch import nn
         >>> detection_shift(nn.Linear(2, 2), [])
         Traceback (most recent call last):
         ...
@@ -178,12 +179,14 @@ def _precision(judged: Judged) -> Row:
 def _periodic(rows: Sequence[Row], axis: Axis, strides: Sequence[int], seed: int) -> dict[str, Any] | None:
     """The longest period that jitter surely has along a line of shifts, else the likeliest; None of other shifts."""
     along = "dy_px" if axis == "vertical" else "dx_px"
-    curve = sorted((row[along], row["jitter_px"]) for row in rows[1:] if row["jitter_px"] is not None)
+    every = sorted((row[along], row["jitter_px"]) for row in rows[1:] if row["jitter_px"] is not None)
+    curve = max(([point for point in every if side * point[0] > 0] for side in (1, -1)), key=len)
     if axis == "grid" or not curve:
         return None
     periods = [2**power for power in range(1, max(strides).bit_length())]
+    at, jitter = (np.array(values) for values in zip(*curve, strict=True))
     try:
-        found = find_periods(*zip(*curve, strict=True), sorted({*periods, *strides} - {1}), seed=seed).periods
+        found = find_periods(at, jitter, sorted({*periods, *strides} - {1}), seed=seed).periods
     except AnalysisError:  # too few shifts, or not evenly apart
         return None
     chances = holm([period.p for period in found])

@@ -42,7 +42,10 @@ class Pass:
     size: tuple[int, int] | None
 
     @classmethod
-    def of(cls, net: Any, data: Any, settings: Settings, wanted: Sequence[float], down: Down, back: bool) -> Pass:
+    def of(
+        cls, net: Any, data: Any, settings: Settings, wanted: Sequence[float], down: Down, back: bool,
+        before: Pass | None = None,
+    ) -> Pass:  # fmt: skip
         """Measure a net.
 
         Args:
@@ -52,8 +55,15 @@ class Pass:
             wanted: Factors.
             down: As of :func:`analysis.resolution`.
             back: Likewise.
+            before: The pass of the first net, where this is another.
+
+        Raises:
+            AnalysisError: When settings, data or nets do not fit.
         """
         scan = Scan(net, data, settings)
+        if before is not None and (before.scan.detector is None) != (scan.detector is None):
+            kinds = " and ".join(type(one.module).__name__ for one in (before.scan, scan))
+            raise AnalysisError(f"{kinds} are a classifier and a detector, which have nothing in common to compare")
         if scan.detector is not None:
             scan.task.has_loss = False  # there are no objects for it in a view
             scan.notes = [note for note in scan.notes if not note.startswith("there is no loss")]
@@ -107,7 +117,7 @@ def _refused(scan: Scan, first: Any, lower: Sequence[Lower]) -> dict[float, str]
 
 
 def check_same(passes: Mapping[str, Pass], one: Pass, name: str) -> None:
-    """Refuse nets of different kinds, or nets that saw different images.
+    """Refuse nets that saw different images.
 
     Args:
         passes: Of the nets before, by name.
@@ -120,8 +130,6 @@ def check_same(passes: Mapping[str, Pass], one: Pass, name: str) -> None:
     if not passes:
         return
     before, first = next(iter(passes.items()))
-    if (first.scan.detector is None) != (one.scan.detector is None):
-        raise AnalysisError(f"'{before}' and '{name}' are a classifier and a detector, which have nothing in common")
     marks, others = first.readings.marks, one.readings.marks
     if any(marks[number] != others[number] for number in marks.keys() & others.keys()):
         raise AnalysisError(

@@ -31,10 +31,12 @@ class Scores(Protocol):
 
     Attributes:
         metrics: Columns that are compared, the most telling first.
+        cells: What was measured.
         images: On which all were measured.
     """
 
     metrics: tuple[str, ...]
+    cells: set[Cell]
     images: int
 
     def plain(self, cell: Cell) -> Row:
@@ -53,10 +55,10 @@ class Accuracies:
         seed: Of the resampled images.
     """
 
-    metrics = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)
 
     def __init__(self, readings: Mapping[str, Readings], keys: Mapping[Cell, str], seed: int) -> None:
-        self.readings, self.keys, self.seed = readings, keys, seed
+        self.readings, self.keys, self.cells, self.seed = readings, keys, set(keys), seed
         self.images = min(readings[net].images(key) for (net, _), key in keys.items())
 
     def plain(self, cell: Cell) -> Row:
@@ -90,14 +92,14 @@ class Precisions:
         resamples: Draws of the images; none below 10 images.
     """
 
-    metrics = ("ap", "ap_small")
+    metrics: tuple[str, ...] = ("ap", "ap_small")
 
     def __init__(
         self, readings: Mapping[str, Readings], keys: Mapping[Cell, str], seed: int, names: Mapping[int, str],
         resamples: int,
     ) -> None:  # fmt: skip
         self.images = min(readings[net].images(key) for (net, _), key in keys.items())
-        self.values: dict[Cell, Values] = {}
+        self.cells, self.values = set(keys), dict[Cell, Values]()
         self.draws: dict[Cell, Values] = {}
         for cell, key in keys.items():
             scores = CocoScores(detections_of(readings[cell[0]], key, self.images, names))
@@ -147,13 +149,9 @@ def columns_of(scores: Scores, cell: Cell, first: str | None) -> Row:
             found: tuple[float | None, ...] = (None, None, None)
             if name.endswith("_change") and factor == 1 and others is not None:
                 found = (0.0, 0.0, 0.0)
-            elif others is not None and _known(scores, others):
+            elif others is not None and others.keys() <= scores.cells:
                 found = scores.signed(metric, {cell: 1, **others})
             row |= {
                 f"{metric}{name}{end}": value for end, value in zip(("", "_low_95", "_high_95"), found, strict=True)
             }
     return row | scores.plain(cell)
-
-
-def _known(scores: Any, cells: Mapping[Cell, int]) -> bool:
-    return all(cell in (scores.keys if isinstance(scores, Accuracies) else scores.values) for cell in cells)

@@ -105,8 +105,9 @@ def resolution(
         raise AnalysisError(f"data can be gone through once only, and there are {len(nets)} nets; give a DataLoader")
     passes: dict[str, Pass] = {}
     for name, net in nets.items():
+        first = next(iter(passes.values()), None)
         try:
-            one = Pass.of(net, data, settings_after(settings, passes), wanted, down, back)
+            one = Pass.of(net, data, settings_after(settings, passes), wanted, down, back, first)
         except KeyboardInterrupt:  # before a further net was done with its first batch
             if not passes:
                 raise
@@ -118,8 +119,7 @@ def resolution(
     scores = _scores(passes, seed)
     rows = _rows(passes, wanted, scores, None if len(passes) == 1 else next(iter(passes)))
     own = {"nets": list(nets), "factors": wanted, "back": back, "down": down, "primary": scores.metrics[0]}
-    first = next(iter(passes.values())).scan
-    about = first.about(scores.images, {**own, "detector": dict(detector or {})})
+    about = next(iter(passes.values())).scan.about(scores.images, {**own, "detector": dict(detector or {})})
     several = {"images_loaded": sum(one.scan.loaded for one in passes.values()), "notes": _notes(passes)}
     complete = len(passes) == len(nets) and all(one.scan.complete for one in passes.values())
     return Resolution(rows, summary_of(rows, _notes(passes)), {**about, **several, "complete": complete})

@@ -22,6 +22,7 @@ from surgeon.errors import AnalysisError
 Shift = tuple[float, float]  # pixels right and down, of what the net sees
 Boxes = NDArray[np.float64]
 Pair = tuple[float, float]
+Rectangle = tuple[int, int, int, int]
 STAYS = 0.5  # of an object's area: with less of it in the image it is left out
 MOST = 10_000  # shifts; more are a mistake
 FEW = 8  # steps of a grid to the largest stride
@@ -133,19 +134,19 @@ class Shifting:
 
     def _inside(self, batch: Batch, shift: Shift) -> Batch:
         images, truths = batch["img"].clone(), []
-        places: dict[tuple[slice, slice], list[int]] = {}
+        places: dict[Rectangle, list[int]] = {}
         for i, (shape, (gain, pad)) in enumerate(zip(batch["ori_shape"], batch["ratio_pad"], strict=True)):
             places.setdefault(picture(shape, gain, pad), []).append(i)
             by = (shift[0] / gain[1], shift[1] / gain[0])
             truths.append(moved_truth(batch["truth"][i], by, shape, wrapped=self.padding == "circular"))
-        for (rows, columns), which in places.items():
-            there = images[which][:, :, rows, columns]
-            images[which, :, rows, columns] = shift_images(there, *shift, self.padding, fill=self.fill)
+        for (top, bottom, left, right), which in places.items():
+            there = images[which][:, :, top:bottom, left:right]
+            images[which, :, top:bottom, left:right] = shift_images(there, *shift, self.padding, fill=self.fill)
         return {"img": images, "truth": tuple(truths)}
 
 
-def picture(shape: Sequence[float], gain: Pair, pad: Pair) -> tuple[slice, slice]:
-    """Rows and columns of what the net sees that hold the picture, without the bars of the letterbox.
+def picture(shape: Sequence[float], gain: Pair, pad: Pair) -> Rectangle:
+    """Where the picture lies in what the net sees, without the bars of the letterbox: top, bottom, left, right.
 
     Args:
         shape: (height, width) of the image as it is on disk.
@@ -154,10 +155,10 @@ def picture(shape: Sequence[float], gain: Pair, pad: Pair) -> tuple[slice, slice
 
     Example:
         >>> picture((100, 200), (0.5, 0.5), (0, 14))
-        (slice(14, 64, None), slice(0, 100, None))
+        (14, 64, 0, 100)
     """
     left, top = (max(round(value), 0) for value in pad)
-    return slice(top, top + round(shape[0] * gain[0])), slice(left, left + round(shape[1] * gain[1]))
+    return top, top + round(shape[0] * gain[0]), left, left + round(shape[1] * gain[1])
 
 
 def moved_truth(truth: Boxes, by: Shift, frame: Sequence[float], wrapped: bool = False) -> Boxes:
@@ -179,14 +180,15 @@ def moved_truth(truth: Boxes, by: Shift, frame: Sequence[float], wrapped: bool =
     moved = moved_boxes(truth[:, :4], by, frame, wrapped)
     clipped = np.clip(moved, 0, [width, height, width, height])
     stays = np.prod(clipped[:, 2:] - clipped[:, :2], 1) >= STAYS * np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return np.concatenate([clipped, truth[:, 4:]], 1)[stays]
+    return np.concatenate([clipped[stays], truth[stays, 4:]], 1)
 
 
 def moved_boxes(boxes: Boxes, by: Shift, frame: Sequence[float], wrapped: bool = False) -> Boxes:
     """Boxes after a shift, not clipped; where what leaves the image comes back, each lies where its middle does."""
-    moved = boxes + np.array([*by, *by])
+    moved: Boxes = boxes + np.array([*by, *by])
     if not wrapped:
         return moved
     side = np.array([frame[1], frame[0]])
     rounds = np.floor((moved[:, :2] + moved[:, 2:]) / 2 / side) * side
-    return moved - np.tile(rounds, 2)
+    moved -= np.tile(rounds, 2)
+    return moved

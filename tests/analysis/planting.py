@@ -35,12 +35,12 @@ def planted(folder: Path, rule: Rule, classes: int = 3) -> Any:
 
     model = ultralytics.YOLO(network(folder, classes))
 
-    def answer_instead(_: Any, inputs: tuple[Tensor, ...], __: Any) -> Any:
-        found = [_table([one for box in rectangles(image) for one in rule(box)], classes) for image in inputs[0]]
+    def answer_instead(images: Tensor, *_: Any, **__: Any) -> Any:
+        found = [_table([one for box in rectangles(image) for one in rule(box)], classes) for image in images]
         longest = max(one.shape[1] for one in found)
         return torch.stack([torch.nn.functional.pad(one, (0, longest - one.shape[1])) for one in found]), None
 
-    model.model.register_forward_hook(answer_instead)
+    model.model.predict = answer_instead  # in place of going through the layers
     return model
 
 
