@@ -25,6 +25,7 @@ FILLED_IN = {  # arguments a run gives itself
     "progress": "it is shown in a terminal",
     "command": "it is the run's",
     "detector": "it is of detectors",
+    "other": "a recipe measures each variant by itself; of two: surgeon analyze resolution A B",
     "metrics": "functions do not stand in a file; call analysis.{name}(..., metrics=...)",
 }
 
