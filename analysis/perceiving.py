@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from analysis.correlating import RESAMPLES
 from analysis.moving import shift_images
+from analysis.opening import versions_of
 from analysis.perceptual_distance import PerceptualDistance
 from analysis.perceptual_pairs import Distance, choices, distances_beside, insist_on_ratings, numbers, progress_of
 from analysis.perceptual_result import Perceptual
@@ -22,7 +23,6 @@ from analysis.perceptual_rows import Drawn, choice_rows, rating_rows, shift_rows
 from analysis.perturb import untouched
 from analysis.ratings import Choices, Ratings
 from analysis.result import Row
-from analysis.studying import versions_of
 from surgeon.errors import AnalysisError
 from surgeon.randomness import generators_kept
 
@@ -90,7 +90,8 @@ def perceptual(
     """
     steps = _checked(distance, data, shifts, padding, resamples, batch_size, limit, seed)
     some = data.first(limit)
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
         stack.enter_context(untouched(distance) if isinstance(distance, nn.Module) else generators_kept())
         drawn = Drawn(seed, resamples)
         if isinstance(some, Choices):
@@ -123,7 +124,9 @@ def _shifted(
                 image = data.image(name)
                 versions = [_moved(image, step, padding) for step in steps]
                 ask = beside(image)
-                moved.append([float(torch.cat([ask(p) for p in one.split(size)]).mean()) for one in versions])
+                moved.append(
+                    [float(torch.cat([ask(part) for part in torch.split(one, size)]).mean()) for one in versions]
+                )
                 tell(done)
     except KeyboardInterrupt:
         return [], False

@@ -119,7 +119,7 @@ class PerceptualDistance(nn.Module):
 
     def weights_by_tap(self) -> dict[str, Tensor]:
         """The weights of each tap, by its path."""
-        parts = self.weights.detach().split([tap.channels for tap in self.taps])
+        parts = torch.split(self.weights.detach(), [tap.channels for tap in self.taps])
         return {tap.path: part for tap, part in zip(self.taps, parts, strict=True)}
 
     def forward(self, reference: Tensor, distorted: Tensor) -> Tensor:
@@ -148,7 +148,8 @@ class PerceptualDistance(nn.Module):
     def combine(self, differences: Tensor) -> Tensor:
         """Distances from differences, (N,)."""
         if self.form == "gap":
-            length = torch.linalg.vector_norm(self.weights * differences, dim=1)  # its gradient at 0 is 0, not infinite
+            # its gradient at 0 is 0, not infinite
+            length: Tensor = torch.linalg.vector_norm(self.weights * differences, dim=1)
             return length / math.sqrt(self.channels)
         return differences @ self.weights
 
@@ -157,7 +158,8 @@ class PerceptualDistance(nn.Module):
         values = values.to(torch.promote_types(values.dtype, torch.float32))  # (N, C, positions)
         if self.form == "gap":
             return values.mean(2)
-        return values / (torch.linalg.vector_norm(values, dim=1, keepdim=True) + self.eps)
+        lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        return values / (lengths + self.eps)
 
     def _prepared(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():

@@ -18,7 +18,7 @@ from surgeon.errors import AnalysisError
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 MOST_CURVES, PER_LINE = 8, 4
-SMALL = {"fontsize": 9}
+SMALL: dict[str, Any] = {"fontsize": 9}
 
 
 def draw(result: Result) -> Figure:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from analysis.studying import versions_of
+from analysis.opening import versions_of
 from surgeon.errors import AnalysisError, LoadError
 from surgeon.storage import replace_file, sweep, write_tensors
 
@@ -89,7 +89,8 @@ def _tensors(path: Path, digest: Any) -> Tensor:
         raise LoadError(f"{path} cannot be read: {error.strerror}; it belongs to {ABOUT}") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise LoadError(f"{path} is cut short or was edited ({len(data)} bytes); restore it from a copy")
-    return safetensors.torch.load(data)["raw"]
+    raw: Tensor = safetensors.torch.load(data)["raw"]
+    return raw
 
 
 def check_backbone(backbone: nn.Module, about: dict[str, Any], weights: int, channels: int, strict: bool) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from analysis.opening import versions_of
 from analysis.perceptual_distance import PerceptualDistance
 from analysis.perceptual_pairs import insist_on_ratings
 from analysis.perceptual_result import PerceptualFit
@@ -27,7 +28,6 @@ from analysis.perturb import untouched
 from analysis.ratings import Ratings
 from analysis.result import Row
 from analysis.study_settings import size_in_bytes
-from analysis.studying import versions_of
 from surgeon.errors import AnalysisError
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -201,7 +201,8 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
     """
     x, y = x - x.mean(), y - y.mean()
     lengths = torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y)
-    return (x * y).sum() / lengths.clamp_min(torch.finfo(x.dtype).tiny)
+    found: Tensor = (x * y).sum() / lengths.clamp_min(1e-12)
+    return found
 
 
 def _optimizer(distance: PerceptualDistance, opt: str | MakeOptimizer, lr: float, weight_decay: float) -> Optimizer:

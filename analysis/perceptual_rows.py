@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.correlating import KINDS, NONE, Bounds, correlate, correlation_bounds, ratio_bounds
+from analysis.correlating import KINDS, NONE, Bounds, correlate, correlation_bounds, ratio_bounds, spearman
 from analysis.ratings import Choices, Pair, Ratings
 from analysis.result import Row
 
@@ -72,7 +72,7 @@ def _of_curves(name: str, pairs: Sequence[Pair], found: Values, worse: Values, d
     curves: dict[tuple[str, str], list[int]] = {}
     for place, pair in enumerate(pairs):
         curves.setdefault((pair.reference, pair.distortion), []).append(place)
-    values = {key: correlate(found[at], worse[at])["spearman"] for key, at in curves.items()}
+    values = {key: spearman(found[at], worse[at]) for key, at in curves.items()}
     sums: dict[str, list[float]] = {}
     for (reference, _), value in values.items():
         if value is not None:
@@ -153,7 +153,8 @@ def _by_reference(names: Sequence[str], values: Values) -> tuple[Values, Values]
     """Sum and number of the values of each reference, in order of appearance."""
     order = {name: place for place, name in enumerate(dict.fromkeys(names))}
     which = np.array([order[name] for name in names])
-    return np.bincount(which, values, len(order)), np.bincount(which, minlength=len(order)).astype(np.float64)
+    sums = np.bincount(which, values, len(order)).astype(np.float64)
+    return sums, np.bincount(which, minlength=len(order)).astype(np.float64)
 
 
 def _row(

@@ -49,15 +49,15 @@ class Seen:
     def of(self, places: Sequence[int]) -> Tensor:
         """Rows of some pairs, (pairs, channels)."""
         fresh = [place for place in places if place not in self.known]
-        there = dict(self._look(sorted(fresh, key=lambda place: self.data.items[place].reference))) if fresh else {}
+        with torch.no_grad():
+            there = dict(self._look(sorted(fresh, key=lambda place: self.data.items[place].reference)))
         rows = [there[place] if place in there else self.kept[self.known[place]] for place in places]
         return torch.stack(rows)
 
     def _look(self, places: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         names = [(self.data.items[place].reference, self.data.items[place].distorted) for place in places]
-        with torch.no_grad():
-            for begin, rows in measured(differences_beside(self.distance), self.data.image, names, self.size):
-                yield from zip(places[begin : begin + len(rows)], rows, strict=True)
+        for begin, rows in measured(differences_beside(self.distance), self.data.image, names, self.size):
+            yield from zip(places[begin : begin + len(rows)], rows, strict=True)
 
     def pearson(self) -> float | None:
         """The correlation of all pairs with the present weights."""

@@ -114,7 +114,7 @@ def find_taps(module: nn.Module, taps: Sequence[str | Tap] | None, input_size: I
     Example:
         >>> import timm
         >>> [(tap.path, tap.channels) for tap in find_taps(timm.create_model("test_resnet").eval(), None)]
-        [('act1', 16), ('layer1', 64), ('layer2', 64), ('layer3', 128), ('layer4', 128)]
+        [('act1', 32), ('layer1', 32), ('layer2', 48), ('layer3', 192), ('layer4', 96)]
     """
     known = _known(module)
     if taps is not None:

@@ -179,8 +179,8 @@ def _kadid(name: str, where: Path) -> Ratings:
     for number, (file, original, score) in _columns(name, source, [("dist_img", "ref_img", "dmos")]):
         parts = _named(file, r"(i\d+)_(\d+)_(\d+)\.png", source, number, "I01_08_03.png")
         kind = _distortion(KADID, parts[2], source, number)
-        paths = [files.path(one, source, number) for one in (original, file)]
-        pairs.append(Pair(*paths, _number(score, source, number), kind, int(parts[3])))
+        reference, shown = (files.path(one, source, number) for one in (original, file))
+        pairs.append(Pair(reference, shown, _number(score, source, number), kind, int(parts[3])))
     return _ratings(name, source, pairs, "better", "degradation category rating, 5 is imperceptible")
 
 
@@ -245,4 +245,5 @@ def _triplets(folder: Path) -> Iterator[Triplet]:
             raise AnalysisError(f"{path} holds no share of judges ({error}); get the data set anew") from None
         if not 0 <= share <= 1:
             raise AnalysisError(f"{path} holds {share:g}; a share is from 0 to 1, get the data set anew")
-        yield Triplet(*(images[part].path(f"{path.stem}.png", path, 1) for part in images), share, folder.name)
+        reference, first, second = (images[part].path(f"{path.stem}.png", path, 1) for part in images)
+        yield Triplet(reference, first, second, share, folder.name)

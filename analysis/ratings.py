@@ -69,7 +69,8 @@ class _Judged(Sequence[Any], Generic[Item]):
     """Items by name of their images, and how an image is read."""
 
     def __init__(self, name: str, items: Iterable[Item], read: Read) -> None:
-        self.name, self.items, self.read = name, tuple(items), read
+        self.name, self.read = name, read
+        self.items: tuple[Item, ...] = tuple(items)
         if not self.items:
             raise AnalysisError(f"{name}: no judged image; give at least one")
 

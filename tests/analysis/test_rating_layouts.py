@@ -237,7 +237,7 @@ def test_parts_of_ratings() -> None:
         (lambda: mine().only(distortions=["z"]), "mine has no distortion 'z'; there are x, y"),
         (lambda: mine().split(0.1), "leaves a part empty"),
         (lambda: mine().split(1.0), "give a share between 0 and 1"),
-        (lambda: Ratings("mine", PAIRS, lambda n: IMAGES[n] * 255, higher="worse")[0], "values 0 to 255; give 0 to 1"),
+        (lambda: Ratings("mine", PAIRS, lambda n: IMAGES[n] * 255, higher="worse")[0], "values 255 to 255; give 0"),
         (lambda: Ratings("mine", PAIRS, lambda n: n, higher="worse")[0], "image 'a' is str; read must answer floats"),
         (lambda: Ratings("mine", PAIRS, lambda n: IMAGES[n][0], higher="worse")[0], r"is torch.float32 \(2, 2\)"),
     ],
