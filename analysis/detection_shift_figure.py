@@ -14,15 +14,16 @@ from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
 PANELS: dict[str, dict[str, str]] = {  # what stands in each, by column
-    "average precision, %": {"ap": "all objects", "ap_small": "small objects"},
+    "AP, % (band: of the difference)": {"ap": "all objects", "ap_small": "small objects"},
     "jitter of paired boxes, px": {"jitter_px": "paired with each other", "truth_jitter_px": "paired by true object"},
-    "detections, %": {"flip_share": "another class", "vanished_share": "vanished", "appeared_share": "appeared"},
+    "detections, %": {"flip_share": "another class", "vanished_share": "vanished", "appeared_share": "new"},
 }
+MOST = 12  # lines
 NEEDED = ("dx_px", "dy_px", "ap", "jitter_px", "flip_share")
 
 
 def draw(result: Result) -> Figure:
-    """Each measure over shifts with its 95% interval; dotted lines are multiples of the smallest stride.
+    """Each measure over shifts with its 95% interval, of average precision that of its difference to no shift.
 
     Raises:
         AnalysisError: When there is no row, or a column is missing.
@@ -43,17 +44,17 @@ def draw(result: Result) -> Figure:
         along = "dy_px" if len(lines["dx_px"]) == 1 else "dx_px"
         where = {"dx_px": "right", "dy_px": "down"}[along] if straight else "right and down"
         for panel, (named, columns) in zip(axes, PANELS.items(), strict=True):
-            _curves(panel, result, along, columns)
-            tidy(panel, f"shift {where}, px", named)
+            _curves(panel, sorted(result.rows, key=lambda row: float(row[along])), along, columns)
+            tidy(panel, f"shift {where}, px{_strides(panel, result, along)}", named)
+            panel.grid(axis="x", visible=False)
     else:
         for panel, (named, columns) in zip(axes, PANELS.items(), strict=True):
             _map(figure, panel, result.rows, next(iter(columns)), named)
     return figure
 
 
-def _curves(axes: Any, result: Result, along: str, columns: dict[str, str]) -> None:
-    rows = sorted(result.rows, key=lambda row: float(row[along]))
-    shifts, drawn = [row[along] for row in rows], 0
+def _curves(axes: Any, rows: Sequence[Row], along: str, columns: dict[str, str]) -> None:
+    shifts = [row[along] for row in rows]
     for place, (column, label) in enumerate(columns.items()):
         scale = 1.0 if column.endswith("_px") else 100.0
         values, low, high = (_scaled(rows, f"{column}{end}", scale) for end in ("", "_low_95", "_high_95"))
@@ -61,16 +62,27 @@ def _curves(axes: Any, result: Result, along: str, columns: dict[str, str]) -> N
             continue
         style: dict[str, Any] = {"color": HUES[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.5}
         axes.plot(shifts, values, label=label, **style)
+        if column == "ap":  # what matters is whether it differs from that of the unshifted images
+            unshifted = values - _scaled(rows, "ap_difference", scale)
+            low, high = (unshifted + _scaled(rows, f"ap_difference_{end}_95", scale) for end in ("low", "high"))
+            axes.plot(shifts, unshifted, color=GREY, linewidth=1, linestyle="--", label="unshifted")
         axes.fill_between(shifts, low, high, color=HUES[place], alpha=0.2, linewidth=0)
-        drawn += 1
-    if drawn > 1:
-        axes.legend(frameon=False, fontsize="small")
     if "ap" not in columns:
         axes.set_ylim(bottom=0)
+    style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "columnspacing": 1.0}
+    axes.legend(frameon=False, fontsize="small", **style)
+
+
+def _strides(axes: Any, result: Result, along: str) -> str:
+    """Mark the multiples of the smallest stride, where they are few."""
     strides = [stride for stride in result.settings.get("strides") or [] if stride > 1]
-    if strides and max(map(abs, shifts)) / min(strides) <= 16:
-        for at in np.arange(min(strides), max(shifts) + 1, min(strides)):
-            axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    shifts = [float(row[along]) for row in result.rows]
+    if not strides or max(map(abs, shifts)) > MOST * min(strides):
+        return ""
+    for times in range(-MOST, MOST + 1):
+        if times and min(shifts) <= times * min(strides) <= max(shifts):
+            axes.axvline(times * min(strides), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    return f" (dotted: multiples of {min(strides)})"
 
 
 def _scaled(rows: Sequence[Row], column: str, scale: float) -> Any:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from recipes.jobs import command_line, prepare, run_jobs
-from recipes.number_lists import numbers
 
 DETECTION_SHIFT = (
     "surgeon analyze detection-shift best.pt --data mine.yaml --limit 500 | "
@@ -48,6 +47,7 @@ def detection_shift(
     again to go on.
     """
     import analysis
+    from recipes.number_lists import numbers
     from recipes.processes import processes
     from recipes.viewing import view_model
 

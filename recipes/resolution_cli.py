@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recipes.jobs import command_line, prepare, run_jobs
-from recipes.number_lists import numbers
 
 if TYPE_CHECKING:
     from recipes.viewing import Viewed
@@ -57,6 +56,7 @@ def resolution(
     again to go on.
     """
     import analysis
+    from recipes.number_lists import numbers
     from recipes.processes import processes
     from recipes.viewing import view_model
 
