@@ -99,7 +99,7 @@ def attribution(
         AnalysisError: When captum is missing, a method is unknown, or settings, data, model and robustness do not fit.
 
     Example:
-        >>> import surgeon
+        >>> import surgeon, torch
         >>> model = surgeon.create_model("fcn", depth=2, width=16, in_chans=1, img_size=8)
         >>> data = [(torch.rand(20, 1, 8, 8), torch.arange(20) % 10)]
         >>> found = attribution(model, data, progress=False)

@@ -167,7 +167,8 @@ def kept_bytes(objective: torch.nn.Module, images: Tensor, targets: Tensor) -> i
     with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
         answer = objective(images.detach().clone().requires_grad_(), targets)
     own = {t.untyped_storage().data_ptr() for t in (*objective.parameters(), *objective.buffers())}
-    return sum(size for place, size in found.items() if place not in own) + answer.element_size()
+    size = sum(size for place, size in found.items() if place not in own)
+    return size + int(answer.element_size())
 
 
 def name_of(module: torch.nn.Module) -> str:

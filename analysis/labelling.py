@@ -38,7 +38,7 @@ def label_points(figure: Any, axes: Any, places: Sequence[tuple[float, float]], 
     """
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
-    points = [tuple(scale * value for value in axes.transData.transform(place)) for place in places]
+    points = [tuple(scale * float(value) for value in axes.transData.transform(place)) for place in places]
     edges = axes.get_window_extent()
     frame = (edges.x0 * scale, edges.y0 * scale, edges.x1 * scale, edges.y1 * scale)
     taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]

@@ -43,7 +43,8 @@ def rank_agreement(one: Sequence[float], other: Sequence[float], seed: int = 0) 
         (1.0, 0.0167, 5)
     """
     x, y = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    rho = correlate(x, y)["spearman"] if len(x) >= FEWEST else None
+    found = correlate(x, y)["spearman"] if len(x) >= FEWEST else None
+    rho = None if found is None else round(found, 12)
     if rho is None:
         return {"spearman": None, "low_95": None, "high_95": None, "p_value": None, "units": len(x)}
     low, high = correlation_bounds(x, y, range(len(x)), seed)["spearman"]

@@ -45,12 +45,12 @@ class Job:
 
     def split(self, images: int) -> list[Job]:
         """Jobs of that many images."""
-        parts = zip(*(t.split(max(1, images)) for t in (self.images, self.targets, self.baseline)), strict=True)
+        parts = zip(*(torch.split(t, max(1, images)) for t in (self.images, self.targets, self.baseline)), strict=True)
         return [replace(self, images=x, targets=y, baseline=base) for x, y, base in parts]
 
     def answers(self, images: Tensor) -> Tensor:
         """What the objective says of images, double precision."""
-        parts = zip(images.split(self.at_once), self.targets.split(self.at_once), strict=True)
+        parts = zip(*(torch.split(t, self.at_once) for t in (images, self.targets)), strict=True)
         with torch.no_grad():
             return torch.cat([self.objective(x, y) for x, y in parts]).double()
 
@@ -173,11 +173,11 @@ def _along(job: Job) -> Tensor:
     """Conductance of images whose path fits into one pass, or of one image in several."""
     images, count = len(job.images), max(1, job.at_once // len(job.images))
     rules = [Trapezoid() for _ in job.taps]
-    for alphas in torch.linspace(0, 1, job.steps + 1, dtype=torch.float64).split(count):
+    for alphas in torch.split(torch.linspace(0, 1, job.steps + 1, dtype=torch.float64), count):
         path = torch.cat([job.baseline + alpha * (job.images - job.baseline) for alpha in alphas.tolist()])
         found = _points(job, path, job.targets.repeat(len(alphas)))
         for rule, (values, slopes) in zip(rules, found, strict=True):
-            for point in zip(values.split(images), slopes.split(images), strict=True):
+            for point in zip(torch.split(values, images), torch.split(slopes, images), strict=True):
                 rule.add(point)
     return torch.stack([rule.sums() for rule in rules], 1)
 
