@@ -69,8 +69,9 @@ def _curves(axes: Any, rows: Sequence[Row], along: str, columns: dict[str, str])
         axes.fill_between(shifts, low, high, color=HUES[place], alpha=0.2, linewidth=0)
     if "ap" not in columns:
         axes.set_ylim(bottom=0)
-    style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "columnspacing": 1.0}
-    axes.legend(frameon=False, fontsize="small", **style)
+    if axes.lines:
+        style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "columnspacing": 1.0}
+        axes.legend(frameon=False, fontsize="small", **style)
 
 
 def _strides(axes: Any, result: Result, along: str) -> str:
