@@ -118,7 +118,15 @@ def resolution(
             break
     scores = _scores(passes, seed)
     rows = _rows(passes, wanted, scores, None if len(passes) == 1 else next(iter(passes)))
-    own = {"nets": list(nets), "factors": wanted, "back": back, "down": down, "primary": scores.metrics[0]}
+    size = next(iter(passes.values())).size
+    own = {
+        "input_size": size and list(size),
+        "nets": list(nets),
+        "factors": wanted,
+        "back": back,
+        "down": down,
+        "primary": scores.metrics[0],
+    }
     about = next(iter(passes.values())).scan.about(scores.images, {**own, "detector": dict(detector or {})})
     several = {"images_loaded": sum(one.scan.loaded for one in passes.values()), "notes": _notes(passes)}
     complete = len(passes) == len(nets) and all(one.scan.complete for one in passes.values())

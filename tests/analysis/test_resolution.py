@@ -87,6 +87,7 @@ def test_detail_of_one_pixel_is_gone_at_half_the_resolution(back: bool) -> None:
     result = resolved(Detail(), stripes(), back=back, factors=(0.5, 0.25))
     full, half, quarter = result.rows
     assert full["accuracy"] == 1 and [row["accuracy"] for row in (half, quarter)] == [0.5, 0.5]
+    assert result.settings["input_size"] == [16, 16] and result.settings["images"] == 40
     assert (full["accuracy_change"], full["accuracy_change_high_95"]) == (0, 0)
     assert half["accuracy_change"] == -0.5 and half["accuracy_change_high_95"] < -0.3
     assert [half[f"accuracy_{end}_95"] for end in ("low", "high")] == pytest.approx(wilson(20, 40))
