@@ -26,6 +26,8 @@ from analysis.result import Result
 from analysis.saliency_shifts import AttributionEquivariance, attribution_equivariance
 from analysis.searching import JointSearch, search_joint
 from analysis.shifts import ShiftSparsity, shift_sparsity
+from analysis.spatial import spatial_dependence
+from analysis.spatial_result import SpatialDependence
 from analysis.stored import StoredResult, read_result
 from analysis.translating import Translation, translation
 from surgeon.errors import AnalysisError
@@ -55,6 +57,7 @@ __all__ = [
     "Result",
     "Robustness",
     "ShiftSparsity",
+    "SpatialDependence",
     "StoredResult",
     "Translation",
     "Triplet",
@@ -79,6 +82,7 @@ __all__ = [
     "robustness",
     "search_joint",
     "shift_sparsity",
+    "spatial_dependence",
     "translation",
     "units",
     "write_report",

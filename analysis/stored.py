@@ -23,6 +23,7 @@ from analysis import (
     perceptual_figure,
     resolution_figure,
     saliency_figure,
+    spatial_figure,
     translation_figure,
 )
 from analysis.result import Result, Row
@@ -42,6 +43,7 @@ DRAWN = {
     "comparison": comparison_figure.draw,
     "consistency": consistency_figure.draw,
     "translation": translation_figure.draw,
+    "spatial_dependence": spatial_figure.draw,
 }
 
 

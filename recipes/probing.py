@@ -56,8 +56,13 @@ def rehearse(model: nn.Module, recipe: RecipeFile, data: Data | None) -> None:
         given: dict[str, Any] = {"progress": False, **_filled_in(probe, recipe, few)}
         if _wants_trajectory(probe) and epochs:
             given["checkpoints"] = {str(epoch): other for epoch in epochs}
-        less = {"draws": min(probe.settings["draws"], 1)} if "draws" in probe.settings else {}
-        _call(probe, model, few, {**given, **probe.settings, **less})
+        _call(probe, model, few, {**given, **probe.settings, **_once(probe)})
+
+
+def _once(probe: Probe) -> dict[str, int]:
+    """One draw of what would be drawn several times."""
+    asked = {name: probe.settings.get(name, probe.parameters.get(name)) for name in ("draws", "passes")}
+    return {name: 1 for name, count in asked.items() if isinstance(count, int) and count > 1}
 
 
 def probe(this: Steps, name: str, model: nn.Module, recipe: RecipeFile, data: Data | None, place: Path) -> list[str]:

@@ -45,7 +45,7 @@ class Shuffle(AbstractOp):
         return self.when == "train"
 
     @abc.abstractmethod
-    def layer(self, seed: int) -> Drawing:
+    def layer(self, seed: int) -> nn.Module:
         """The layer that shuffles, with the seed of its site."""
 
     def takes(self, site: Site) -> bool:
