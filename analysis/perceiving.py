@@ -107,7 +107,7 @@ def perceptual(
                 rows += more
     asked = {"shifts": list(steps), "padding": padding, "resamples": resamples, "batch_size": batch_size}
     settings = {**_about(distance, some), **asked, "limit": limit, "seed": seed, "complete": complete}
-    title = f"{settings['distance']} against people's judgements of {some.name}"
+    title = f"Perceptual distance {settings['distance']} on {some.name}"
     last = {"notes": _notes(some, complete), "command": command, "versions": versions_of()}
     return Perceptual(title, rows, summary_of(rows, settings), {**settings, **last})
 

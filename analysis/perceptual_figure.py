@@ -17,7 +17,7 @@ from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-MOST_CURVES, PER_LINE = 8, 4
+MOST_CURVES, PER_LINE = 8, 5  # curves in one figure, and in one line
 SMALL: dict[str, Any] = {"fontsize": 9}
 
 
@@ -37,6 +37,7 @@ def draw(result: Result) -> Figure:
         raise AnalysisError(f"'{result.title}' has no correlation and no choice, so there is nothing to draw")
     kinds = list(dict.fromkeys(row["distortion"] for row in parts["curve"]))
     lines = -(-len(kinds) // PER_LINE) if len(kinds) <= MOST_CURVES else 0
+    columns = -(-len(kinds) // lines) if lines else 0
     above = max(3.2, 1.3 + 0.26 * len(agreed))
     figure = _figure(above + 2.5 * lines, result.title)
     grid = figure.add_gridspec(1 + bool(lines), 1, height_ratios=[above, 2.5 * lines][: 1 + bool(lines)])
@@ -45,7 +46,7 @@ def draw(result: Result) -> Figure:
     if parts["shift"]:
         _shifts(figure.add_subplot(top[1]), parts["shift"], result)
     if lines:
-        _curves(figure, grid[1].subgridspec(lines, min(PER_LINE, len(kinds))), kinds, parts["curve"], result)
+        _curves(figure, grid[1].subgridspec(lines, columns), kinds, parts["curve"], result)
     return figure
 
 
@@ -155,18 +156,16 @@ def _curves(figure: Figure, grid: Any, kinds: Sequence[str], rows: Sequence[Row]
         measure: _scale([r for r in rows if r["measure"] == measure], result) for measure in ("distance", "score")
     }
     scored = plain(str(result.settings.get("scored", "score")))
-    named = {"distance": ("distance", BLUE, "o-"), "score": (f"people: {scored}", VERMILION, "s--")}
-    if str(result.settings.get("data", "")).startswith("distorted"):
-        named["score"] = (f"known {scored}", VERMILION, "s--")
+    named = {"distance": ("distance", BLUE, "o-"), "score": (scored, VERMILION, "s--")}
     first: Any = None
     for place, kind in enumerate(kinds):
-        axes = figure.add_subplot(grid[place // PER_LINE, place % PER_LINE], sharex=first, sharey=first)
+        axes = figure.add_subplot(grid[place // grid.ncols, place % grid.ncols], sharex=first, sharey=first)
         for measure, (label, colour, style) in named.items():
             mine = [row for row in rows if row["distortion"] == kind and row["measure"] == measure]
             _band(axes, mine, "level", colour, style, label, scales[measure])
         axes.set_title(plain(kind), **SMALL)
         axes.set_xlabel("level", **SMALL)
-        if place % PER_LINE == 0:
+        if place % grid.ncols == 0:
             axes.set_ylabel("share of the largest mean", **SMALL)
         if first is None:
             axes.legend(frameon=False, fontsize=8)

@@ -27,7 +27,7 @@ class Perceptual(Result):
 
     ``part`` is "correlation", "curve", "shift" or "choice"; ``measure`` what :func:`analysis.perceptual` says of it;
     ``value`` with its 95% interval over references, None where there is none; ``pairs`` and ``references`` how many it
-    is of. Prints as a table per part.
+    is of. Prints as a table per part; curves where the data are response curves.
     """
 
     def figure(self) -> Figure:
@@ -52,7 +52,8 @@ class Perceptual(Result):
         return found[0]["value"]
 
     def __str__(self) -> str:
-        parts = [part for part in PARTS if any(row["part"] == part for row in self.rows)]
+        hidden = set() if self.settings.get("curves") else {"curve"}  # of other data they are many, and say less
+        parts = [part for part in PARTS if part not in hidden and any(row["part"] == part for row in self.rows)]
         tables = [_pivot([row for row in self.rows if row["part"] == part], PARTS[part]) for part in parts]
         return "\n".join([self.title, *("\n".join(["", text]) for text in tables), "", self.summary])
 

@@ -184,6 +184,7 @@ def summary_of(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
 
     count = f"{settings['pairs']:,} pairs of {settings['references']:,} references"
     if agreed := of("agreement"):
+        count = f"{settings['pairs']:,} triplets"
         judges = _told(of("agreement_of_judges"))
         return f"agrees with {_told(agreed)} of the judges, one more judge would with {judges}; {count}"
     words = f"Spearman {_told(of('spearman'))}, Pearson {_told(of('pearson'))}, Kendall {_told(of('kendall'))}; {count}"

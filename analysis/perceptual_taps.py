@@ -122,8 +122,9 @@ def find_taps(module: nn.Module, taps: Sequence[str | Tap] | None, input_size: I
         wanted = [tap if isinstance(tap, Tap) else _output_of(tap, known) for tap in given]
         _check_names(module, [tap.path for tap in wanted])
         return _looked_at(module, [(tap.path, tap.channels or None, tap.before) for tap in wanted], input_size)
-    if known:
-        return _looked_at(module, [(name, *about) for name, about in known.items()], input_size)
+    listed = [(name, *about) for name, about in known.items()]
+    if listed and (seen := _looked_at(module, listed, input_size, flat=False)):
+        return seen  # without what answers no maps, such as the stages of HRNet, which answer lists
     stages = [(unit.paths[-1], None, False) for unit in units(module, "stage", input_size)]
     seen = _looked_at(module, stages, input_size, flat=False)
     if not seen:

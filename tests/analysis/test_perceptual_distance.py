@@ -170,6 +170,25 @@ def test_taps_of_a_plain_net_are_the_ends_of_its_stages() -> None:
     assert [tap.channels for tap in found][:2] == [8, 12] and all("head" not in tap.path for tap in found)
 
 
+class Listing(nn.Module):
+    """Says of its features what timm's nets do; one of them is a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pair = nn.Conv2d(3, 4, 1), Pair()
+        names = {"conv": 4, "pair": 4, "gone": 4}
+        self.feature_info = [{"module": name, "num_chs": count, "reduction": 1} for name, count in names.items()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(self.conv(x))[0]
+
+
+def test_features_that_are_no_maps_are_left_out_unless_named() -> None:
+    assert find_taps(Listing(), None, (3, 8, 8)) == [Tap("conv", 4)]
+    with pytest.raises(AnalysisError, match="tap 'pair' of Listing: no tensor of features"):
+        find_taps(Listing(), ["pair"], (3, 8, 8))
+
+
 def test_before_and_after_surgery() -> None:
     plain, operated = timm.create_model("test_resnet"), timm.create_model("test_resnet")
     operated.load_state_dict(plain.state_dict())

@@ -22,6 +22,7 @@ import recipes
 import surgeon
 from analysis import PerceptualDistance, Ratings, distorted_samples, fit_perceptual, perceptual, read_result
 from recipes.digits import MEAN, STD
+from recipes.loading import with_seed
 from recipes.repeating import spread
 from tests.benchmarks.measuring import table
 from tests.benchmarks.perceptual_text import TEXT
@@ -58,7 +59,7 @@ def network(runs: Path, name: str, seed: int) -> nn.Module:
     if name == "untrained":
         return timm.create_model("digits_vgg16")
     place = runs / f"net_seed_{seed}"
-    recipes.run({"name": f"perceptual-{seed}", "seed": seed, **RECIPE}, place)
+    recipes.run(with_seed(recipes.load({"name": "perceptual", **RECIPE}), seed), place)
     model: nn.Module = surgeon.load(place / "original" / "weights")
     return model if name == "trained" else surgeon.apply(model, "blurpool", (1, SIZE, SIZE))
 
