@@ -43,7 +43,8 @@ class Cell:
 def places_by_unit(units: Sequence[Unit], places: Sequence[Place]) -> dict[str, list[Place]]:
     """The places in each unit, by its name; units without one are left out.
 
-    A skip that lies around units, as layers of a block do, goes with the last of those that is shuffled.
+    A skip goes with the convs it leads around; where these lie in several units, as the layers of a block do, with the
+    last one.
 
     Args:
         units: In order of call.
@@ -55,9 +56,9 @@ def places_by_unit(units: Sequence[Unit], places: Sequence[Place]) -> dict[str, 
             found[home].append(place)
     inside = {name: [place.site.owner for place in mine] for name, mine in found.items()}
     for place in [place for place in places if place.site.kind == "skip"]:
-        owner = place.site.owner
-        within = [name for name, paths in inside.items() if any(path.startswith(f"{owner}.") for path in paths)]
-        home = _home(owner, units) or (within[-1] if within and owner else None)
+        around = f"{place.site.owner}."
+        within = [name for name, paths in inside.items() if any(path.startswith(around) for path in paths)]
+        home = within[-1] if within else _home(place.site.owner, units)
         if home is not None:
             found[home].append(place)
     return {name: mine for name, mine in found.items() if mine}

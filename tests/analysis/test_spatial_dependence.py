@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 import analysis
 import surgeon
+from analysis import shuffling
 from analysis.shuffling import How, Switch, insert_shuffles
 from analysis.stored import read_result
 from surgeon.errors import AnalysisError
 
 Data = list[tuple[Tensor, Tensor]]
+AS_SPATIAL = "as spatial: both reach over every map"
 
 
 def noise(channels: int = 1, side: int = 8, counts: tuple[int, ...] = (10, 6), classes: int = 4) -> Data:
@@ -83,10 +85,18 @@ class Skipping(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block, self.head = nn.Conv2d(1, 4, 3, padding=1), Mute(), nn.Linear(256, 4)
+        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.block, self.head = Mute(), nn.Linear(256, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(self.stem(x)).flatten(1))
+        return self.head(self.block(self.norm(self.stem(x))).flatten(1))
+
+
+def narrowing() -> nn.Module:
+    """Convs that read maps of 8, 2 and 1 pixels."""
+    first, second = nn.Conv2d(1, 4, 3, stride=4, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+    last = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), *last)
 
 
 def shuffled(model: Any, data: Any, **more: Any) -> analysis.SpatialDependence:
@@ -154,12 +164,17 @@ def test_shuffles_are_permutations_within_cells_alike_in_a_batch() -> None:
 
 
 def test_draws_differ_and_seeds_repeat() -> None:
-    model, data = Bag(wide=True), noise()
+    model = Skipping()
+    data = [(images, model(images).argmax(1)) for images, _ in noise()]
     first, again, other = (shuffled(model, data, units="layer", passes=3, seed=seed) for seed in (1, 1, 2))
     assert first.rows == again.rows != other.rows
     one = shuffled(model, data, units="layer", passes=1, seed=1)
-    assert one.row("one")["loss"] != first.row("one")["loss"] and one.row("one")["sd_over_passes"] is None
-    assert any(row["sd_over_passes"] for row in first.rows[1:])
+    assert one.row("stem")["loss"] != first.row("stem")["loss"] and one.row("stem")["sd_over_passes"] is None
+    row = first.row("stem")
+    assert row["sd_over_passes"] > 0 and row["drop"] == pytest.approx(1 - row["agreement"])
+    assert 0.1 < row["drop"] and row["accuracy"] == pytest.approx(row["agreement"])
+    assert row["accuracy_low_95"] < row["accuracy"] < row["accuracy_high_95"]
+    assert row["drop_low_95"] < row["drop"] < row["drop_high_95"]
 
 
 def same(one: analysis.SpatialDependence, other: analysis.SpatialDependence) -> bool:
@@ -181,7 +196,7 @@ def both_ways(model: nn.Module, data: Any, **more: Any) -> analysis.SpatialDepen
 def test_one_pass_gives_the_numbers_of_many() -> None:
     model = timm.create_model("test_resnet", num_classes=10).eval()
     data = noise(3, 32, (5, 3), 10)
-    result = both_ways(model, data, memory="1MiB")  # batches are cut
+    result = both_ways(model, data, passes=1, memory="1MiB")  # batches are cut
     assert result.units == ["stage0", *(f"stage{i}.resblk1" for i in (1, 2, 3, 4))]
     assert "cut to" in result.summary
     assert [row["units_share"] for row in result.rows if row["shuffle"] == "channel" and row["which"] == "last"] == [
@@ -211,15 +226,16 @@ def test_known_nets(name: str) -> None:
 
 
 def test_patches_that_reach_over_all_maps_are_not_measured_twice() -> None:
-    data, model = noise(side=8), timm.create_model("test_resnet", in_chans=1, num_classes=4).eval()
+    data, model = noise(side=8), narrowing()
     both = shuffled(model, data, patches=[2, 8], shuffles=["spatial", "patch"], which=["alone"])
     alone = shuffled(model, data, patches=[8], shuffles=["patch"], which=["alone"])
     for unit in both.units:
         large, small = both.row(unit, "patch", 8), both.row(unit, "patch", 2)
-        assert large["note"] == "as spatial: both reach over every map"
+        assert large["note"] == ("no map is larger than 1x1" if large["map_px"] == 1 else AS_SPATIAL)
         assert large == {**both.row(unit), "shuffle": "patch", "patch_px": 8, "note": large["note"]}
         assert {**alone.row(unit, "patch", 8), "note": ""} == {**large, "note": ""}
         assert (small["note"] == "") == (small["map_px"] > 2)
+    assert {row["map_px"] for row in both.rows[1:]} == {8, 2, 1}
     with pytest.raises(AnalysisError, match=r"a map is 16x16, .* 8 wide at most: .* name the largest one \(input_size"):
         shuffled(model, [*data, *noise(side=16)], patches=[8], shuffles=["spatial", "patch"])
     several = shuffled(model, [*data, *noise(side=16)], patches=[8], shuffles=["spatial", "patch"], input_size=16)
@@ -248,8 +264,8 @@ def state_of(model: nn.Module) -> Any:
 
 
 def test_the_model_stays_as_it_was(untouched: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
-    model = untouched(timm.create_model("test_resnet", num_classes=4, in_chans=1).train())
-    model.layer2.eval()
+    model = Skipping().train()
+    model.block.eval()
     model = untouched(model)
     data = noise()
 
@@ -277,9 +293,9 @@ def test_the_model_stays_as_it_was(untouched: Callable[[nn.Module], nn.Module], 
 
 def test_a_net_with_shuffles_of_its_own_may_be_asked(untouched: Callable[[nn.Module], nn.Module]) -> None:
     own = surgeon.create_model("digits_convnet", {"spatial_shuffle": {}, "select": {"last": 1}}, num_classes=4).eval()
-    result = shuffled(untouched(own), noise(side=16))
+    result = shuffled(untouched(own), noise(side=16), passes=1)
     assert len(result.units) == 4 and "draws at random" in result.summary
-    again = shuffled(own, noise(side=16))
+    again = shuffled(own, noise(side=16), passes=1)
     assert again.rows == result.rows
 
 
@@ -335,27 +351,25 @@ def test_units_may_be_named() -> None:
     net = Bag(wide=True)
     named = shuffled(net, noise(), units=analysis.units(net, "layer", (1, 8, 8))[:1])
     every = shuffled(net, noise(), units="layer")
-    assert named.units == ["one"] and named.row("one") == every.row("one")
+    assert named.units == ["one"] and {**named.row("one"), "units_share": 0.5} == every.row("one")
     assert [row["units_share"] for row in named.rows if row["which"] == "last"] == [1.0] * 3
 
 
 def test_sites_that_do_not_fit_together_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = insert_shuffles(timm.create_model("test_resnet"))
-    calls = []
-    from analysis import shuffling
-
-    plan = shuffling.plan_recipe
+    calls, plan = [], shuffling.plan_recipe
 
     def failing(model: nn.Module, recipe: Any, size: Any) -> Any:
         calls.append(recipe)
-        if len(calls) == 1 or recipe.steps[0].select.path == "layer2.0.conv1":
-            raise surgeon.RefusedError("op 'silent_shuffle' refuses 'layer2.0.conv1': it is a test")
+        if len(calls) == 1 or recipe.steps[0].select.path == "block.conv":
+            raise surgeon.RefusedError("op 'silent_shuffle' refuses 'block.conv': it is a test")
         return plan(model, recipe, size)
 
+    whole = insert_shuffles(Skipping(), input_size=(1, 8, 8))
     monkeypatch.setattr(shuffling, "plan_recipe", failing)
-    each = insert_shuffles(timm.create_model("test_resnet"))
-    assert each.refused == {"layer2.0.conv1": "it is a test"}
-    assert [p.site.path for p in each.places] == [p.site.path for p in whole.places if p.site.path != "layer2.0.conv1"]
+    each = insert_shuffles(Skipping(), input_size=(1, 8, 8))
+    assert each.refused == {"block.conv": "it is a test"} and not whole.refused
+    assert [place.site.path for place in whole.places] == ["stem", "block.conv", "block:add:0"]
+    assert [place.site.path for place in each.places] == ["stem", "block:add:0"]
 
 
 def test_tables_figure_and_files(tmp_path: Path) -> None:
@@ -385,25 +399,46 @@ def test_a_user_may_add_metrics() -> None:
     assert all(isinstance(row["top"], float) for row in result.rows)
 
 
-def measured_detector(folder: Path) -> tuple[Any, str, dict[str, Any]]:
+SEEN = {"imgsz": 64, "batch": 5, "resamples": 10}
+
+
+def small_detector(folder: Path) -> Any:
     pytest.importorskip("ultralytics")
     pytest.importorskip("faster_coco_eval")
-    from tests.analysis.test_detection_robustness import SEEN, detector, labelled_by
+    from tests.analysis.test_detection_robustness import detector
 
-    model = detector(folder)
-    return model, labelled_by(model, folder / "set"), {"detector": SEEN, "which": ["alone"], "progress": False}
+    return detector(folder)
+
+
+def of_detector(model: Any, data: Any, **more: Any) -> tuple[analysis.SpatialDependence, analysis.SpatialDependence]:
+    """Both ways; nothing stays on the network, nor on the object around it."""
+    inner = getattr(model, "model", model)
+    before = state_of(inner), set(vars(inner)), set(vars(model))
+    both = [shuffled(model, data, passes=1, method=method, **more) for method in ("single_pass", "naive")]
+    assert (state_of(inner), set(vars(inner)), set(vars(model))) == before
+    return both[0], both[1]
 
 
 def test_detectors(tmp_path: Path) -> None:
-    model, data, settings = measured_detector(tmp_path)
-    before = state_of(model.model), set(vars(model.model)), set(vars(model))
-    settings |= {"shuffles": ["spatial", "patch"], "patches": [4], "passes": 1}
-    one, naive = (analysis.spatial_dependence(model, data, method=m, **settings) for m in ("single_pass", "naive"))
-    assert same(one, naive) and one.primary == "ap" and len(one.units) == 5
-    assert one.rows[0]["ap"] > 0.5 > one.row(one.units[0])["ap"] and one.row(one.units[0])["drop"] > 0.2
-    assert (state_of(model.model), set(vars(model.model)), set(vars(model))) == before
+    model = small_detector(tmp_path)
+    target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 32.0]]), "labels": torch.tensor([1])}
+    data = [(torch.rand(2, 3, 64, 64), [target, target])]
+    first = analysis.units(model)[:1]
+    one, naive = of_detector(model, data, shuffles=["spatial"], units=first, which=["alone"])
+    assert same(one, naive) and one.primary == "ap" and one.units == ["layer0.Conv"]
+
+
+@pytest.mark.slow
+def test_what_shuffles_cost_a_detector(tmp_path: Path) -> None:
+    from tests.analysis.test_detection_robustness import labelled_by
+
+    model = small_detector(tmp_path)
+    one, naive = of_detector(model, labelled_by(model, tmp_path / "set"), detector=SEEN, which=["alone"])
+    assert same(one, naive) and len(one.units) == 6 and "layer4.SPPF" in one.summary
+    row = one.row("layer0.Conv")
+    assert one.rows[0]["ap"] - row["ap"] == pytest.approx(row["drop"]) and row["drop"] > row["drop_low_95"] > 0.1
     assert one.figure().axes[0].get_ylabel() == "average precision, %"
-    inner = analysis.spatial_dependence(model.model, data, **settings)
+    inner, _ = of_detector(model.model, labelled_by(model, tmp_path / "again"), detector=SEEN, which=["alone"])
     assert inner.rows == one.rows
 
 
@@ -413,10 +448,7 @@ def test_yolo11n(tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
     from tests.surgeon.yolo.small import squares
 
-    model = ultralytics.YOLO("yolo11n.yaml")
-    before = state_of(model.model)
     data = squares(tmp_path, 80)
-    settings = {"detector": {"imgsz": 64, "batch": 4, "resamples": 0}, "passes": 1, "patches": [4], "progress": False}
-    one, naive = (analysis.spatial_dependence(model, data, method=m, **settings) for m in ("single_pass", "naive"))
+    settings = {"detector": {"imgsz": 64, "batch": 4, "resamples": 0}, "shuffles": ["spatial", "channel"]}
+    one, naive = of_detector(ultralytics.YOLO("yolo11n.yaml"), data, **settings)
     assert same(one, naive) and len(one.units) > 10
-    assert state_of(model.model) == before
