@@ -26,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-matrix", action="store_true", help="rewrite the expected data of tests/matrix")
 
 
+LONGEST = ("tests/test_", "tests/recipes/", "tests/surgeon/yolo/")  # first, so that no process ends with them alone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(0)
