@@ -3,6 +3,16 @@
 A package of its own so that the operating code never depends on any particular network.
 """
 
-from surgeon.reference_nets import digits, digits_vgg, digits_vgg_flat, fcn, fenet, preact, resnet_cifar, shiftresnet, vgg
+from surgeon.reference_nets import (
+    digits,
+    digits_vgg,
+    digits_vgg_flat,
+    fcn,
+    fenet,
+    preact,
+    resnet_cifar,
+    shiftresnet,
+    vgg,
+)
 
 __all__ = ["digits", "digits_vgg", "digits_vgg_flat", "fcn", "fenet", "preact", "resnet_cifar", "shiftresnet", "vgg"]

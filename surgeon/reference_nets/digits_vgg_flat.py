@@ -6,6 +6,7 @@ For experiments on translation: the classifier reads 8x8 positions of 32 channel
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -29,10 +30,10 @@ class DigitsVGGFlat(DigitsConvNet):
         in_chans: Channels of the image.
         global_pool: ``"flatten"``, or a pooling of timm's, ``"avg"`` or ``"max"``.
         drop_rate: Dropout before the classifier, 0 to 1.
-        img_size: Height and width of the image in pixels, which the flattened map depends on; a multiple of 8.
+        img_size: Height and width of the image in pixels, which the flattened map depends on; multiples of 8.
 
     Shape:
-        - Input: (N, in_chans, img_size, img_size)
+        - Input: (N, in_chans, H, W), as img_size says
         - Output: (N, num_classes)
 
     Example:
@@ -51,7 +52,7 @@ class DigitsVGGFlat(DigitsConvNet):
         in_chans: int = 1,
         global_pool: str = FLAT,
         drop_rate: float = 0.0,
-        img_size: int = 64,
+        img_size: int | tuple[int, int] = 64,
     ) -> None:
         nn.Module.__init__(self)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -66,7 +67,8 @@ class DigitsVGGFlat(DigitsConvNet):
             module = f"features.{len(layers) - 1}"
             self.feature_info.append({"num_chs": channels, "reduction": 2 ** (stage + 1), "module": module})
         self.features = nn.Sequential(*layers)
-        self.num_features, self.positions = before, (img_size // 2 ** len(STAGES)) ** 2
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.num_features, self.positions = before, math.prod(side // 2 ** len(STAGES) for side in sides)
         self.reset_classifier(num_classes, global_pool)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
