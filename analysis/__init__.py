@@ -11,6 +11,7 @@ from analysis.detection_running import Detections, detect
 from analysis.detection_scores import DetectionScores, detection
 from analysis.detection_shifting import DetectionShift, detection_shift
 from analysis.distorting import distorted_samples
+from analysis.features_shifted import Equivariance, equivariance
 from analysis.jointly import JointRobustness, joint_robustness
 from analysis.layerwise import Robustness, robustness
 from analysis.pages import write_report
@@ -19,11 +20,13 @@ from analysis.perceiving import perceptual
 from analysis.perceptual_distance import PerceptualDistance
 from analysis.perceptual_fitting import fit_perceptual
 from analysis.perceptual_result import Perceptual, PerceptualFit
+from analysis.periodicity import Aliasing, aliasing
 from analysis.rating_layouts import rating_data
 from analysis.ratings import Choices, Pair, Ratings, Triplet
 from analysis.resolving import Resolution, resolution
 from analysis.result import Result
 from analysis.saliency_shifts import AttributionEquivariance, attribution_equivariance
+from analysis.sampling import SamplingMap, sampling_map
 from analysis.searching import JointSearch, search_joint
 from analysis.shifts import ShiftSparsity, shift_sparsity
 from analysis.spatial import spatial_dependence
@@ -34,6 +37,7 @@ from surgeon.errors import AnalysisError
 
 __all__ = [
     "Adversarial",
+    "Aliasing",
     "AnalysisError",
     "Attribution",
     "AttributionEquivariance",
@@ -45,6 +49,7 @@ __all__ = [
     "DetectionScores",
     "DetectionShift",
     "Detections",
+    "Equivariance",
     "ErrorsBeside",
     "JointRobustness",
     "JointSearch",
@@ -56,6 +61,7 @@ __all__ = [
     "Resolution",
     "Result",
     "Robustness",
+    "SamplingMap",
     "ShiftSparsity",
     "SpatialDependence",
     "StoredResult",
@@ -63,6 +69,7 @@ __all__ = [
     "Triplet",
     "Unit",
     "adversarial",
+    "aliasing",
     "attribution",
     "attribution_equivariance",
     "compare",
@@ -73,6 +80,7 @@ __all__ = [
     "detection_errors",
     "detection_shift",
     "distorted_samples",
+    "equivariance",
     "fit_perceptual",
     "joint_robustness",
     "perceptual",
@@ -80,6 +88,7 @@ __all__ = [
     "read_result",
     "resolution",
     "robustness",
+    "sampling_map",
     "search_joint",
     "shift_sparsity",
     "spatial_dependence",

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from analysis.moving import Padding
+from analysis.opening import versions_of
 from analysis.parts import Level, Unit
 from analysis.result import Result, Row
 from analysis.shift_errors import Shift, ShiftErrors, ratios
 from analysis.shifted_passes import run_shifted, size_of
 from analysis.study_settings import size_in_bytes
-from analysis.studying import versions_of
 from analysis.tapping import Tap, find_taps
 from surgeon.errors import AnalysisError
 from surgeon.host import unwrap

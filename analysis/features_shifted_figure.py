@@ -46,11 +46,11 @@ def draw(result: Result) -> Figure:
         highest = max(highest, _line(axes, mine, units, key, colour, MARKERS[i % len(MARKERS)], _words(shift)))
     if key == "relative_error":
         axes.axhline(1, color="black", linewidth=1, linestyle="--", label="another image")
-    top = 1.12 * max(highest, 1.0 if key == "relative_error" and highest > 0.4 else highest, 1e-6)
+    top = 1.25 * max(highest, 1.0 if key == "relative_error" and highest > 0.4 else highest, 1e-6)
     axes.set_ylim(-0.02 * top, top)
     _depth(axes, result.rows, units, top)
     share = "the distance to another image" if key == "relative_error" else "the spread of the features"
-    axes.set_ylabel(f"‖f(Tx) − T f(x)‖, share of {share}", fontsize=SMALL)
+    axes.set_ylabel(f"‖f(Tx) − T f(x)‖,\nshare of {share}", fontsize=SMALL)
     axes.set_xlabel("unit, in order of call", fontsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)

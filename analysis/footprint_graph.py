@@ -254,7 +254,7 @@ def _rearranged(node: fx.Node, shape: Sequence[int], out: Sequence[int], place: 
     flat = [axis for each in given for axis in (each if isinstance(each, (tuple, list)) else [each])]
     if not all(isinstance(axis, int) for axis in flat) or name == "movedim":
         return None
-    axes = [int(axis) % len(shape) for axis in flat]  # type: ignore[call-overload]
+    axes = [int(axis) % len(shape) for axis in flat]  # type: ignore[arg-type]
     order = list(range(len(shape)))
     if name == "permute" and sorted(axes) == order:
         order = axes

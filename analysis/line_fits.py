@@ -1,4 +1,4 @@
-"""Least squares of a trend, of waves and of coloured noise, for one curve or a thousand surrogates at once.
+"""Least squares of waves under noise of any kind, for one curve or a thousand surrogates at once.
 
 Apart from the question that is asked of it (which periods does a curve have), because it is linear algebra only.
 """
@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
+from analysis.curve_noise import Array, Whitening, noises
 from surgeon.errors import AnalysisError
 
-Array = NDArray[np.float64]
 Lines = Mapping[float, Sequence[Fraction]]  # of each period: frequencies per pixel
-COLOURS = (*np.arange(0, 0.9, 0.05).tolist(), 0.9, 0.925, 0.95, 0.975, 0.99)  # coefficients of noise that are tried
 SPARE = 3  # points beside the numbers that are fitted
 EXACT = 1e-14  # of the squares of a curve: what rounding leaves
+DEGREE = 3  # of the polynomial that every curve may have
+SLOW = 3  # cycles in a curve that still count as trend
 
 
 class LineFit:
-    """Trend and waves at the points of a curve, made ready for noise of every colour.
+    """Waves at the points of a curve, made ready for every noise.
 
     Args:
         x: The points, at a constant step.
@@ -36,8 +37,8 @@ class LineFit:
     """
 
     def __init__(self, x: Array, step: float, own: Lines, every: Lines) -> None:
-        trend = slow_columns(x, step, 1 / max(own) - 1 / (len(x) * step))
-        columns, self.places, self.at, start = [trend], dict[float, slice](), dict[Fraction, slice](), trend.shape[1]
+        base = base_columns(x)
+        columns, self.places, self.at, start = [base], dict[float, slice](), dict[Fraction, slice](), base.shape[1]
         for period, lines in own.items():
             first = start
             for line in lines:
@@ -51,33 +52,40 @@ class LineFit:
                 f"{start} numbers are to be fitted to {len(x)} shifts; take more shifts, fewer periods or harmonics"
             )
         self.every, self.columns = every, np.concatenate(columns, 1)
-        self.slow = np.linalg.qr(trend)[0]
-        self.ready = [_Colour(colour, self.columns, self.places.values()) for colour in COLOURS]
+        self.slow, self.first = slow_columns(x, step, max(own)), base.shape[1]
+        self.solve = np.linalg.pinv(np.concatenate([self.slow, self.columns[:, self.first :]], 1))
+        self.ready = [_Solved(noise, self.columns, self.places.values()) for noise in noises(len(x))]
 
     def trend(self, curves: Array) -> Array:
-        """The slow part of (points, curves)."""
-        trend: Array = self.slow @ (self.slow.T @ curves)
+        """The slow part of (points, any number), fitted together with the waves, so that it holds nothing of them."""
+        trend: Array = self.slow @ (self.solve @ curves)[: self.slow.shape[1]]
         return trend
 
     def ratios(self, curves: Array) -> tuple[Array, NDArray[np.intp], Array]:
-        """F ratios of the periods, each over all the others, under the likeliest colour of each curve.
+        """F ratios of the periods, each over all the others, under the likeliest noise of each curve.
 
         Args:
             curves: (points, curves).
 
         Returns:
-            The ratios (periods, curves), which colour (curves,), and the variance of its innovations (curves,).
+            The ratios (periods, curves), which of ``ready`` (curves,), and the variance of its white part (curves,).
         """
-        floor = EXACT * np.square(curves).sum(0)
-        found = [colour.fit(curves) for colour in self.ready]
-        rests = np.array([np.maximum(rest, floor) for rest, _ in found])  # (colours, curves)
-        volumes = np.array([[colour.volume] for colour in self.ready])
-        which = (self.spare * np.log(rests) + volumes).argmin(0)
-        at = np.arange(curves.shape[1])
-        explained = np.array([sums for _, sums in found])[which, :, at].T  # (periods, curves)
-        noise = rests[which, at] / self.spare
+        count, floor = curves.shape[1], EXACT * np.square(curves).sum(0)
+        best, which, noise = np.full(count, np.inf), np.zeros(count, np.intp), np.ones(count)
+        ratios = np.zeros((len(self.places), count))
         widths = np.array([[place.stop - place.start] for place in self.places.values()])
-        return explained / widths / noise, which, noise
+        axes, along = None, curves
+        for i, solved in enumerate(self.ready):
+            if solved.whitening.axes is not axes:
+                axes = solved.whitening.axes
+                along = axes.T @ curves
+            rest, explained = solved.fit(along)
+            rest = np.maximum(rest, floor) / self.spare
+            unlikely = self.spare * np.log(rest) + solved.volume
+            better = unlikely < best - 1e-9
+            best[better], which[better], noise[better] = unlikely[better], i, rest[better]
+            ratios[:, better] = (explained / widths / rest)[:, better]
+        return ratios, which, noise
 
     def shares(self, curves: Array) -> tuple[Array, Array]:
         """Shares of the variance around the trend, (periods, curves).
@@ -98,68 +106,63 @@ class LineFit:
         return np.array(whole), np.array(added)
 
     def _explained(self, around: Array, places: Sequence[int]) -> Array:
-        columns = self.columns[:, places]
-        columns = np.linalg.qr(columns - self.trend(columns))[0]
-        explained: Array = np.square(columns.T @ around).sum(0)
+        explained: Array = np.square(np.linalg.qr(self.columns[:, places])[0].T @ around).sum(0)
         return explained
 
     def heights(self, curve: Array) -> Array:
         """Half the distance from the highest to the lowest point of what the own frequencies of each period add."""
-        numbers = np.linalg.lstsq(self.columns, curve, rcond=None)[0]
-        return np.array([np.ptp(self.columns[:, p] @ numbers[p]) / 2 for p in self.places.values()])
-
-    def surrogates(self, colour: int, number: int, seed: int) -> Array:
-        """Noise of a colour, (points, number), its innovations of variance 1."""
-        coefficient = COLOURS[colour]
-        noise = np.random.default_rng(seed).standard_normal((len(self.columns), number))
-        noise[0] /= math.sqrt(1 - coefficient**2)
-        for i in range(1, len(noise)):
-            noise[i] += coefficient * noise[i - 1]
-        return noise
+        numbers, shift = self.solve @ curve, self.slow.shape[1] - self.first
+        parts = [(self.columns[:, p], numbers[p.start + shift : p.stop + shift]) for p in self.places.values()]
+        return np.array([np.ptp(columns @ mine) / 2 for columns, mine in parts])
 
 
-class _Colour:
-    """Least squares under noise of one colour."""
+class _Solved:
+    """Least squares under one noise."""
 
-    def __init__(self, colour: float, columns: Array, places: Iterable[slice]) -> None:
-        self.colour = colour
-        self.q, r = np.linalg.qr(self._whitened(columns))
+    def __init__(self, whitening: Whitening, columns: Array, places: Iterable[slice]) -> None:
+        self.whitening = whitening
+        self.q, r = np.linalg.qr(whitening.whiten(whitening.axes.T @ columns))
         self.inverse = solve_triangular(r, np.eye(len(r)))
         spread = self.inverse @ self.inverse.T
         self.groups = [(place, cholesky(np.linalg.inv(spread[place, place]))) for place in places]
         # of the restricted likelihood: the volume of the noise, and of what the fitted numbers may be
-        self.volume = 2 * float(np.log(np.abs(np.diag(r))).sum()) - math.log(1 - colour**2)
+        self.volume = 2 * float(np.log(np.abs(np.diag(r))).sum()) + float(np.log(whitening.variances).sum())
 
-    def _whitened(self, curves: Array) -> Array:
-        white = curves.copy()
-        white[0] *= math.sqrt(1 - self.colour**2)
-        white[1:] -= self.colour * curves[:-1]
-        return white
-
-    def fit(self, curves: Array) -> tuple[Array, Array]:
-        """What is left of (points, curves), and what each period explains that the others do not."""
-        white = self._whitened(curves)
+    def fit(self, along: Array) -> tuple[Array, Array]:
+        """What is left of curves, given along the axes of the noise, and what each period alone explains of them."""
+        white = self.whitening.whiten(along)
         inside = self.q.T @ white
         rest = np.square(white).sum(0) - np.square(inside).sum(0)
         numbers = self.inverse @ inside
         return rest, np.array([np.square(root @ numbers[place]).sum(0) for place, root in self.groups])
 
 
-def slow_columns(x: Array, step: float, fastest: float) -> Array:
-    """A constant, a line, a kink at 0 where 0 lies inside, and cosines slower than ``fastest`` per pixel.
+def base_columns(x: Array) -> Array:
+    """A polynomial, and a kink at 0 where 0 lies inside.
 
     Nets are trained on objects in the middle, so that curves often have a kink at no shift, which has no period.
 
     Example:
-        >>> slow_columns(np.arange(-4.0, 5.0), 1.0, 0.0).shape
-        (9, 3)
+        >>> base_columns(np.arange(-4.0, 5.0)).shape, base_columns(np.arange(9.0)).shape
+        ((9, 5), (9, 4))
+    """
+    at = 2 * (x - x.mean()) / (x[-1] - x[0])
+    columns = [at**power for power in range(DEGREE + 1)]
+    return np.stack([*columns, np.abs(x) / np.abs(x).max()] if x[1] < 0 < x[-2] else columns, 1)
+
+
+def slow_columns(x: Array, step: float, longest: float) -> Array:
+    """What counts as trend: :func:`base_columns`, and cosines of up to three cycles, one less than the longest period.
+
+    Example:
+        >>> slow_columns(np.arange(-16.0, 17.0), 1.0, 8.0).shape
+        (33, 11)
     """
     at = (np.arange(len(x)) + 0.5) / len(x)
-    slow = max(math.floor(2 * fastest * len(x) * step + 1e-9), 0)
-    columns = [np.ones(len(x)), at - 0.5, *(np.cos(math.pi * k * at) for k in range(1, slow + 1))]
-    if x[1] < 0 < x[-2]:
-        columns.append(np.abs(x) / np.abs(x).max())
-    return np.stack(columns, 1)
+    cycles = len(x) * step / longest
+    halves = math.floor(2 * min(cycles - 1, SLOW) + 1e-9)
+    several = [np.cos(math.pi * k * at) for k in range(1, halves + 1)]
+    return np.concatenate([base_columns(x), np.stack(several, 1)], 1) if several else base_columns(x)
 
 
 def waves(x: Array, step: float, line: Fraction) -> Array:
@@ -170,9 +173,10 @@ def waves(x: Array, step: float, line: Fraction) -> Array:
         [[1.0, -1.0, 1.0, -1.0]]
     """
     if abs(float(line) * step - 0.5) < 1e-9:
-        return (-1.0) ** np.arange(len(x))[:, None]
+        found: Array = np.power(-1.0, np.arange(len(x)))[:, None]
+        return found
     phase = 2 * math.pi * float(line) * (x - x[0])
     return np.stack([np.cos(phase), np.sin(phase)], 1)
 
 
-__all__ = ["COLOURS", "Array", "LineFit", "Lines", "slow_columns", "waves"]
+__all__ = ["Array", "LineFit", "Lines", "base_columns", "slow_columns", "waves"]

@@ -5,21 +5,24 @@ Paper 002 names it as what keeps nets with global average pooling from being inv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.curve_noise import Noise
 from analysis.cuts import Array, Axis, Cut, read_scan
+from analysis.opening import versions_of
 from analysis.result import Result, Row
-from analysis.spectra import Periodicity, find_periods, holm
+from analysis.spectra import CYCLES, Periodicity, find_periods, holm
 from analysis.stride_periods import stride_periods
-from analysis.studying import versions_of
 from surgeon.errors import AnalysisError
 from surgeon.host import InputSize
 
 STRIDES = (2, 4, 8, 16, 32)  # of most nets
+KINDS = {0.5: "red noise", 1.5: "a smooth part", math.inf: "a very smooth part"}
 DIGITS = 6  # of the curves that are kept for the figure
 
 
@@ -54,6 +57,7 @@ def aliasing(
     model: Any = None,
     input_size: InputSize = None,
     harmonics: int | None = None,
+    cycles: float = CYCLES,
     level: float = 0.05,
     surrogates: int = 999,
     seed: int = 0,
@@ -62,10 +66,10 @@ def aliasing(
     """Find the periods of a measure over shifts, and tell them from noise and from smooth trends.
 
     A net that subsamples by s cannot treat shifts by less than s alike, so what remains of its sensitivity repeats
-    every s pixels. The curve is split into a smooth trend (slower than the longest period; with a kink at no shift),
-    waves of every period with all its harmonics, and noise, white or red. A period is *periodic* where those of its
-    frequencies that no shorter period has explain more than they do in noise of the same colour, put through the same
-    fit; p-values are corrected by Holm's rule for all periods and directions tested.
+    every s pixels. A period is *periodic* where those of its frequencies that no shorter period has explain more than
+    they do in curves without any period: white noise and a smooth part (a bump, a slope, red noise) of the shape that
+    fits best, put through the same fit. p-values are corrected by Holm's rule for all periods and directions tested.
+    Shares are of the variance around a smooth trend: a cubic, a kink at no shift, and what has up to three cycles.
 
     Args:
         rows: A result of :func:`analysis.translation`, its rows (``dx_px``, ``dy_px``, the column), or a pair of
@@ -77,6 +81,8 @@ def aliasing(
         model: Whose strides count; with their layers in the column ``where``.
         input_size: Of the model, as for ``surgeon.locate``.
         harmonics: At most so many frequencies of each period; by default all up to half of one per step.
+        cycles: How often a period must fit into the curve to be looked for: at fewer than four, smooth bumps pass for
+            periods.
         level: Chance of a false alarm among all the periods.
         surrogates: Number of noise curves a test draws.
         seed: Of the draws.
@@ -102,12 +108,14 @@ def aliasing(
     References:
         Paper 002, its "residual periodic aliasing" from pooling. Spectrum, shares and test are ours.
     """
-    _check(level, surrogates, harmonics)
+    _check(level, surrogates, harmonics, cycles)
     cuts, grid = read_scan(rows, column, axis)
     strides = {} if model is None else stride_periods(model, input_size)
     wanted = sorted({float(period) for period in (strides or STRIDES if periods is None else periods)})
     fits = [
-        find_periods(cut.shifts, cut.values, wanted, harmonics=harmonics, surrogates=surrogates, seed=seed)
+        find_periods(
+            cut.shifts, cut.values, wanted, harmonics=harmonics, cycles=cycles, surrogates=surrogates, seed=seed
+        )
         for cut in cuts
     ]
     found = [row for cut, fit in zip(cuts, fits, strict=True) for row in _rows(cut, fit, strides)]
@@ -116,14 +124,15 @@ def aliasing(
         row["p_adjusted"], row["verdict"] = adjusted, "periodic" if adjusted <= level else "none"
     settings = {
         "model": _name(model, rows), "column": column, "axis": axis, "periods_px": wanted, "harmonics": harmonics,
-        "shifts": [len(cut.shifts) for cut in cuts], "step_px": float(cuts[0].shifts[1] - cuts[0].shifts[0]),
-        **_source(rows), "level": level, "surrogates": surrogates, "seed": seed,
+        "cycles": cycles, "shifts": [len(cut.shifts) for cut in cuts],
+        "step_px": float(cuts[0].shifts[1] - cuts[0].shifts[0]), **_source(rows), "level": level,
+        "surrogates": surrogates, "seed": seed,
         "notes": _notes(cuts, fits), "command": command, "versions": versions_of(), "drawn": _drawn(cuts, fits, grid),
     }  # fmt: skip
     return Aliasing(found, _summary(found, settings), settings)
 
 
-def _check(level: float, surrogates: int, harmonics: int | None) -> None:
+def _check(level: float, surrogates: int, harmonics: int | None, cycles: float) -> None:
     if not (isinstance(level, (int, float)) and 0 < level < 1):
         raise AnalysisError(f"level is {level!r}; give the chance of a false alarm, as 0.05")
     if isinstance(surrogates, bool) or not isinstance(surrogates, int) or surrogates < 1 / level - 1:
@@ -132,6 +141,8 @@ def _check(level: float, surrogates: int, harmonics: int | None) -> None:
         )
     if harmonics is not None and (isinstance(harmonics, bool) or not isinstance(harmonics, int) or harmonics < 1):
         raise AnalysisError(f"harmonics is {harmonics!r}; give a number, at least 1, or None for all")
+    if not (isinstance(cycles, (int, float)) and cycles >= 2):
+        raise AnalysisError(f"cycles is {cycles!r}; what does not repeat is no period, so give at least 2")
 
 
 def _rows(cut: Cut, fit: Periodicity, strides: Mapping[int, str]) -> list[Row]:
@@ -143,7 +154,7 @@ def _rows(cut: Cut, fit: Periodicity, strides: Mapping[int, str]) -> list[Row]:
                 **_begin(cut, period.period, strides, length),
                 **{"share": period.share, "own_share": period.own_share, "chance_share": period.chance_share},
                 **{"amplitude": period.amplitude, "p": period.p, "p_adjusted": period.p, "verdict": "none"},
-                "note": "" if fit.noise else "the curve is as smooth as its trend: nothing varies",
+                "note": "" if fit.white else "the curve is as smooth as its trend: nothing varies",
             }
         )
     for at, reason in fit.left_out.items():
@@ -159,10 +170,14 @@ def _begin(cut: Cut, period: float, strides: Mapping[int, str], length: float) -
 
 def _notes(cuts: Sequence[Cut], fits: Sequence[Periodicity]) -> list[str]:
     """What is worth saying of the curves."""
-    colours = ", ".join(
-        f"{cut.axis or 'curve'} {fit.colour:g}" for cut, fit in zip(cuts, fits, strict=True) if fit.noise
-    )
-    return [f"noise is red, each value with a share of the one before: {colours}"] if colours else []
+    step = float(cuts[0].shifts[1] - cuts[0].shifts[0])
+    return [
+        f"{cut.axis + ': ' if cut.axis else ''}beside the periods the curve is taken as white noise and "
+        f"{KINDS[fit.noise.smoothness]} of a length of {fit.noise.length * step:.1f} px, "
+        f"{math.sqrt(fit.noise.strength):.2g} times as large"
+        for cut, fit in zip(cuts, fits, strict=True)
+        if fit.noise.strength
+    ]
 
 
 def _source(rows: Any) -> dict[str, Any]:
@@ -183,7 +198,8 @@ def _drawn(cuts: Sequence[Cut], fits: Sequence[Periodicity], grid: tuple[Array, 
     curves = [
         {
             **{"axis": cut.axis, "shifts_px": _plain(cut.shifts), "values": _plain(cut.values)},
-            **{"trend": _plain(fit.trend), "colour": fit.colour, "noise": fit.noise},
+            **{"trend": _plain(fit.trend), "white": fit.white, "longest_px": max(p.period for p in fit.periods)},
+            "noise": _plain_noise(fit.noise),
         }
         for cut, fit in zip(cuts, fits, strict=True)
     ]
@@ -191,6 +207,12 @@ def _drawn(cuts: Sequence[Cut], fits: Sequence[Periodicity], grid: tuple[Array, 
         return {"curves": curves}
     right, down, values = grid
     return {"curves": curves, "grid": {"dx_px": _plain(right), "dy_px": _plain(down), "values": _plain(values)}}
+
+
+def _plain_noise(noise: Noise) -> dict[str, float | None]:
+    """As JSON can hold it: no infinity."""
+    smoothness = noise.smoothness if math.isfinite(noise.smoothness) else None
+    return {"smoothness": smoothness, "length": noise.length, "strength": noise.strength}
 
 
 def _plain(values: Array) -> list[Any]:

@@ -13,9 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from analysis.curve_noise import Noise
 from analysis.drawing import BLUE, GREY, HUES, canvas
 from analysis.result import Result, Row, plain
-from analysis.spectra import continuum, spectrum
+from analysis.spectra import noise_spectrum, spectrum
 from surgeon.errors import AnalysisError
 
 RED = HUES[1]
@@ -43,7 +44,8 @@ def draw(result: Result) -> Figure:
         _curve(figure.add_subplot(places[i, 0]), curve, measure)
         _spectrum(figure.add_subplot(places[i, 1]), curve, mine)
     if "grid" in drawn:
-        _map(figure, figure.add_subplot(places[-1, :]), drawn["grid"], result.rows)
+        _measure(figure, figure.add_subplot(places[-1, 0]), drawn["grid"], measure)
+        _map(figure, figure.add_subplot(places[-1, 1]), drawn["grid"], result.rows)
     return figure
 
 
@@ -62,20 +64,28 @@ def _spectrum(axes: Any, curve: Mapping[str, Any], rows: Sequence[Row]) -> None:
     step = curve["shifts_px"][1] - curve["shifts_px"][0]
     values = np.asarray(curve["values"]) - np.asarray(curve["trend"])
     frequencies, power = spectrum(values, step)
+    noise = noise_spectrum(np.asarray(curve["shifts_px"]), curve["longest_px"], _noise(curve), curve["white"])
     shown = frequencies >= 1 / (len(values) * step)
-    frequencies, power = frequencies[shown], power[shown]
+    frequencies, power, noise = frequencies[shown], power[shown], RARE * noise[shown]
     high = max(float(power.max(initial=0.0)), 1e-30)
     axes.fill_between(frequencies, power / high, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(frequencies, power / high, color=BLUE, linewidth=1.2)
-    noise = RARE * continuum(frequencies, step, curve["colour"], curve["noise"]) / high
+    noise = noise / high
     axes.plot(frequencies, noise, color="black", linewidth=1, linestyle=":", label="95% of noise lies below")
-    top = 1.2 * max(1.0, float(noise.max(initial=0.0)) if noise.max(initial=0.0) < 3 else 1.0)
+    top = 1.5
     axes.set_ylim(0, top)
     _periods(axes, rows, top)
     axes.set_xlim(frequencies[0], frequencies[-1] * 1.01)
     axes.set_ylabel("power, share of the highest", fontsize=SMALL)
-    axes.legend(frameon=False, fontsize=SMALL, loc="upper right")
+    axes.legend(frameon=False, fontsize=SMALL, loc="upper left", borderaxespad=0.1)
+    axes.set_yticks([0, 0.5, 1.0])
     _plain_axes(axes)
+
+
+def _noise(curve: Mapping[str, Any]) -> Noise:
+    known = curve["noise"]
+    smoothness = math.inf if known["smoothness"] is None else float(known["smoothness"])
+    return Noise(smoothness, float(known["length"]), float(known["strength"]))
 
 
 def _periods(axes: Any, rows: Sequence[Row], top: float) -> None:
@@ -83,22 +93,34 @@ def _periods(axes: Any, rows: Sequence[Row], top: float) -> None:
     axes.set_xscale("log")
     tested = [row for row in rows if row["p"] is not None]
     ends = sorted(1 / row["period_px"] for row in tested)
-    for row in tested:
+    for i, row in enumerate(tested):
         sure = row["verdict"] == "periodic"
         colour = RED if sure else GREY
         axes.axvline(1 / row["period_px"], color=colour, linewidth=1.4 if sure else 0.9, zorder=1)
         words = f"{row['own_share']:.0%}\np {row['p_adjusted']:.2g}"
         last = 1 / row["period_px"] == ends[-1]
         offset, side = (-3, "right") if last else (3, "left")
-        axes.annotate(
-            words, (1 / row["period_px"], 0.86 * top), (offset, 0), textcoords="offset points", ha=side, va="top",
-            fontsize=SMALL - 0.5, color=colour if sure else "black",
-        )  # fmt: skip
+        place, ink = (1 / row["period_px"], (0.91 - 0.13 * (i % 2)) * top), colour if sure else "black"
+        where: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "top"}
+        axes.annotate(words, place, (offset, 0), fontsize=SMALL - 0.5, color=ink, **where)
     axes.xaxis.set_major_locator(FixedLocator(ends))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticklabels([f"{1 / end:g}" for end in ends])
     axes.set_xlabel("period, pixels (share of the variance that each adds; red: periodic)", fontsize=SMALL)
+
+
+def _measure(figure: Figure, axes: Any, grid: Mapping[str, Any], measure: str) -> None:
+    right, down = grid["dx_px"], grid["dy_px"]
+    halves = [(side[1] - side[0]) / 2 for side in (right, down)]
+    extent = (right[0] - halves[0], right[-1] + halves[0], down[-1] + halves[1], down[0] - halves[1])
+    image = axes.imshow(grid["values"], cmap="viridis", interpolation="nearest", extent=extent)
+    axes.set_xlabel("shift right, pixels", fontsize=SMALL)
+    axes.set_ylabel("shift down, pixels", fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label(plain(measure), fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
 
 
 def _map(figure: Figure, axes: Any, grid: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -17,9 +17,9 @@ from torch import nn
 from analysis.footprint_graph import Paths, shape_of
 from analysis.footprint_layers import Weights
 from analysis.footprints import Cell, ones
+from analysis.opening import versions_of
 from analysis.perturb import untouched
 from analysis.result import Result, Row
-from analysis.studying import versions_of
 from surgeon.errors import AnalysisError, SurgeonError
 from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.rewriting import record, undo

@@ -23,9 +23,7 @@ INK = ("#ffffff", "#111111")  # on dark and on bright cells, whatever the page b
 
 
 def draw(result: Result) -> Figure:
-    """Draw, for each state, the layers with their reads per position, and the image.
-
-    Colours begin at nothing: a panel of one colour is read evenly.
+    """Draw, for each state, the layers with their reads per position, and the image: a panel of one colour is even.
 
     Raises:
         AnalysisError: When the settings hold no map.
@@ -40,15 +38,14 @@ def draw(result: Result) -> Figure:
     wide = len(layers) + bool(images)
     figure = canvas(result.title, 1.2 + 1.75 * wide, 1.0 + 2.15 * len(states))
     axes = figure.subplots(len(states), wide, squeeze=False)
-    high = max((np.max(each["cell"]) for each in maps if each["cell"] is not None), default=1.0)
     last: Any = None
     for line, state in enumerate(states):
         for column, site in enumerate(layers):
             cell = known.get((state, site), {}).get("cell")
-            last = _layer(axes[line, column], cell, site, high, state if not column and len(states) > 1 else "") or last
+            last = _layer(axes[line, column], cell, site, state if not column and len(states) > 1 else "") or last
     if last is not None:
         bar = figure.colorbar(last, ax=axes[:, : len(layers)], location="bottom", shrink=0.5, aspect=40, pad=0.03)
-        _label(bar, "reads of each position of the layer's input")
+        _label(bar, "numbers: reads of each position of the layer's input; colours: over those of the most read one")
     if images:
         _images(figure, axes[:, -1], [images.get(state) for state in states])
     return figure
@@ -61,7 +58,7 @@ def _chosen(sites: Sequence[str]) -> list[str]:
     return [sites[round(i * (len(sites) - 1) / (MOST - 1))] for i in range(MOST)]
 
 
-def _layer(axes: Any, cell: Any, site: str, high: float, state: str) -> Any:
+def _layer(axes: Any, cell: Any, site: str, state: str) -> Any:
     """One layer: its cell repeated, with the numbers of reads where there is room."""
     axes.set_xticks([])
     axes.set_yticks([])
@@ -77,7 +74,8 @@ def _layer(axes: Any, cell: Any, site: str, high: float, state: str) -> Any:
     values = np.asarray(cell)
     times = [max(1, -(-TILE // side)) for side in values.shape]
     values = np.tile(values, times)[: max(TILE, len(cell)), : max(TILE, len(cell[0]))]
-    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=high, interpolation="nearest")
+    high = max(float(values.max()), 1.0)
+    image = axes.imshow(values / high, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     if values.size <= 64:
         for (row, column), value in np.ndenumerate(values):
             ink = INK[0] if value < 0.6 * high else INK[1]

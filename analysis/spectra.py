@@ -2,15 +2,16 @@
 
 The numbers alone, from plain arrays: nothing here knows of models, images or results. A curve over shifts is short (17
 to 101 points), falls smoothly to both sides, and its periods are known beforehand (strides). So no periodogram is
-searched for peaks, whose width would be that of the curve; the curve is fitted, by generalised least squares, with
+searched for peaks, which are as wide as the curve is short; the curve is fitted, by generalised least squares, with
 
-- a smooth trend: a straight line, a kink at no shift, and slow cosines, all slower than the longest period;
+- a cubic polynomial and a kink at no shift;
 - sines and cosines of every period and its harmonics, up to the Nyquist frequency;
-- noise that is white or red: autoregressive of order 1, its coefficient (0 to 0.99) by restricted likelihood.
+- white noise and a smooth part of any shape: red noise, or smoother, of the length and strength that are likeliest (a
+  Gaussian process with a Matern covariance, by restricted likelihood).
 
 A period is judged by the F ratio of those of its frequencies that no shorter period has (a curve of period 4 repeats
-every 8 and 16 pixels too), and tested against surrogates: noise of the fitted colour put through the same fit, colour
-and all.
+every 8 and 16 pixels too), and tested against surrogates: curves drawn from the fitted smooth part and noise, without
+any period, put through the same fit, choice of the noise and all.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from scipy.signal import periodogram
+from scipy.signal.windows import hann
 
-from analysis.line_fits import COLOURS, Array, LineFit
+from analysis.curve_noise import Array, Noise
+from analysis.line_fits import LineFit, slow_columns
 from surgeon.errors import AnalysisError
 
-FEWEST = 8  # points of a curve
-CYCLES = 2  # of a period that the curve must hold
+FEWEST = 10  # points of a curve
+CYCLES = 4.0  # of a period that the curve must hold: a bump as wide as a third of the curve passes for three
 APART = 0.5  # of two frequencies, in 1 / length of the curve
 FINER = 8  # points of a spectrum between two independent ones
+Frozen = tuple[tuple[float, tuple[Fraction, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,15 @@ class Periodicity:
         periods: Those tested, the shortest first.
         left_out: Others, with the reason.
         trend: At each point.
-        colour: Coefficient of the noise; 0 is white.
-        noise: Standard deviation of its innovations; 0 where the curve is nothing but trend.
+        noise: The likeliest.
+        white: Standard deviation of its white part; 0 where the curve is nothing but trend.
     """
 
     periods: tuple[Period, ...]
     left_out: Mapping[float, str]
     trend: Array
-    colour: float
-    noise: float
+    noise: Noise
+    white: float
 
 
 def find_periods(
@@ -83,6 +88,7 @@ def find_periods(
     periods: Iterable[float],
     *,
     harmonics: int | None = None,
+    cycles: float = CYCLES,
     surrogates: int = 999,
     seed: int = 0,
 ) -> Periodicity:
@@ -94,6 +100,7 @@ def find_periods(
         periods: In pixels.
         harmonics: At most so many frequencies of each period, its first counted; by default all up to the Nyquist
             frequency.
+        cycles: How often a period must fit into the curve to be looked for.
         surrogates: Number of noise curves; p-values are no smaller than 1 / (surrogates + 1).
         seed: Of the surrogates.
 
@@ -108,28 +115,29 @@ def find_periods(
         [2.0, 4.0]
 
     References:
-        Harmonic regression with autoregressive errors; slow cosines as a trend: Friston et al., NeuroImage 2000.
-        Restricted likelihood: Patterson and Thompson, Biometrika 1971. Red noise as the null: Allen and Smith, J.
-        Climate 1996.
+        Restricted likelihood: Patterson and Thompson, Biometrika 1971. Red noise as the null of a period: Allen and
+        Smith, J. Climate 1996; smooth parts as Gaussian processes: Rasmussen and Williams 2006, section 2.7. Slow
+        cosines as a trend: Friston et al., NeuroImage 2000.
     """
     x, y, step = _curve(shifts, values)
-    every, own, left_out = _lines(periods, len(x), step, harmonics)
+    every, own, left_out = _lines(periods, len(x), step, harmonics, cycles)
     if not own:
         reasons = "; ".join(f"{period:g} px {why}" for period, why in left_out.items())
         raise AnalysisError(f"no period can be looked for in {len(x)} shifts of {step:g} px: {reasons or 'none given'}")
-    fit = LineFit(x, step, own, every)
+    fit = _prepared(tuple(x.tolist()), step, _frozen(own), _frozen(every))
     around = (y - fit.trend(y))[:, None]
     if np.square(around).sum() <= 1e-18 * np.square(y).sum():
         flat = (Period(period, tuple(map(float, lines))) for period, lines in own.items())
-        return Periodicity(tuple(flat), left_out, fit.trend(y), 0.0, 0.0)
-    ratios, colour, noise = fit.ratios(around)
-    chance = fit.surrogates(int(colour[0]), surrogates, seed)
+        return Periodicity(tuple(flat), left_out, fit.trend(y), Noise(), 0.0)
+    ratios, which, variance = fit.ratios(y[:, None] - y.mean())
+    whitening = fit.ready[int(which[0])].whitening
+    chance = whitening.draw(surrogates, seed)
     p = (1 + (fit.ratios(chance)[0] >= ratios).sum(1)) / (surrogates + 1)
     whole, added = fit.shares(around)
     columns = (whole[:, 0], added[:, 0], fit.shares(chance)[1].mean(1), fit.heights(around[:, 0]), ratios[:, 0], p)
     numbers = np.stack(columns, 1).tolist()
     found = (Period(at, tuple(map(float, own[at])), *row) for at, row in zip(own, numbers, strict=True))
-    return Periodicity(tuple(found), left_out, fit.trend(y), COLOURS[int(colour[0])], math.sqrt(float(noise[0])))
+    return Periodicity(tuple(found), left_out, fit.trend(y), whitening.noise, math.sqrt(float(variance[0])))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -165,16 +173,28 @@ def spectrum(values: Array, step: float) -> tuple[Array, Array]:
     return found[0], found[1]
 
 
-def continuum(frequencies: Array, step: float, colour: float, noise: float) -> Array:
-    """The power that noise alone has on average, as of :func:`spectrum`.
+def noise_spectrum(x: Array, longest: float, noise: Noise, white: float) -> Array:
+    """The power that noise alone has on average, as of :func:`spectrum`, after the trend was taken away.
+
+    Args:
+        x: The shifts.
+        longest: Period, which says what is trend.
+        noise: Of the fit.
+        white: Of the fit.
 
     Example:
-        >>> continuum(np.array([0.1, 0.3]), 1.0, 0.0, 2.0).tolist()
-        [8.0, 8.0]
+        >>> power = noise_spectrum(np.arange(64.0), 8.0, Noise(), 2.0)
+        >>> round(float(np.median(power)), 1)  # 2 * variance * step
+        8.0
     """
-    response = np.abs(1 - colour * np.exp(-2j * math.pi * frequencies * step)) ** 2
-    power: Array = 2 * step * noise**2 / response
-    return power
+    step, count = float(x[1] - x[0]), len(x)
+    slow = np.linalg.qr(slow_columns(x, step, longest))[0]
+    keep = np.eye(count) - slow @ slow.T
+    spread = keep @ noise.covariance(count) @ keep * white**2
+    window = hann(count, sym=False)
+    phases = np.exp(-2j * math.pi * np.outer(np.fft.rfftfreq(FINER * count), np.arange(count))) * window
+    power: Array = np.einsum("fi,ij,fj->f", phases, spread, phases.conj(), optimize=True).real
+    return 2 * step * power / float(window @ window)
 
 
 def _curve(shifts: Sequence[float] | Array, values: Sequence[float] | Array) -> tuple[Array, Array, float]:
@@ -195,8 +215,18 @@ def _curve(shifts: Sequence[float] | Array, values: Sequence[float] | Array) -> 
     return x, y, step
 
 
+def _frozen(lines: Mapping[float, Sequence[Fraction]]) -> Frozen:
+    return tuple((period, tuple(several)) for period, several in lines.items())
+
+
+@lru_cache(maxsize=4)
+def _prepared(x: tuple[float, ...], step: float, own: Frozen, every: Frozen) -> LineFit:
+    """What depends on the shifts alone, for several curves over them."""
+    return LineFit(np.array(x), step, dict(own), dict(every))
+
+
 def _lines(
-    periods: Iterable[float], count: int, step: float, harmonics: int | None
+    periods: Iterable[float], count: int, step: float, harmonics: int | None, cycles: float
 ) -> tuple[dict[float, list[Fraction]], dict[float, list[Fraction]], dict[float, str]]:
     """All frequencies of each period, those that no shorter one has, and why periods cannot be looked for."""
     every, own, left_out, known = {}, {}, {}, set[Fraction]()
@@ -210,8 +240,8 @@ def _lines(
         new = [line for line in mine if line not in known]
         if base > highest:
             left_out[period] = f"is shorter than two steps of {step:g} px; take smaller steps"
-        elif length < CYCLES * period:
-            left_out[period] = f"fits less than {CYCLES} times into {length:g} px; shift further"
+        elif length < cycles * period:
+            left_out[period] = f"fits less than {cycles:g} times into {length:g} px; shift further"
         elif any(abs(float(f - g)) * length < APART for f, g in itertools.product(new, known)):
             left_out[period] = "is too near another one for so few shifts; shift further"
         elif new:
@@ -220,4 +250,4 @@ def _lines(
     return every, own, left_out
 
 
-__all__ = ["Period", "Periodicity", "continuum", "find_periods", "holm", "spectrum"]
+__all__ = ["Period", "Periodicity", "find_periods", "holm", "noise_spectrum", "spectrum"]

@@ -19,10 +19,13 @@ from analysis import (
     consistency_figure,
     curves,
     detection_shift_figure,
+    features_shifted_figure,
     heatmap,
     perceptual_figure,
+    periodicity_figure,
     resolution_figure,
     saliency_figure,
+    sampling_figure,
     spatial_figure,
     translation_figure,
 )
@@ -44,6 +47,9 @@ DRAWN = {
     "consistency": consistency_figure.draw,
     "translation": translation_figure.draw,
     "spatial_dependence": spatial_figure.draw,
+    "sampling_map": sampling_figure.draw,
+    "equivariance": features_shifted_figure.draw,
+    "aliasing": periodicity_figure.draw,
 }
 
 

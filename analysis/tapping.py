@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
@@ -140,7 +140,7 @@ def _named(
 ) -> list[tuple[str, tuple[str, ...], str]]:
     """Name, paths, and what it is, of all that was asked for."""
     if isinstance(units, str):
-        return [(unit.name, unit.paths, "unit") for unit in find_units(model, units, size)]
+        return [(unit.name, unit.paths, "unit") for unit in find_units(model, cast(Level, units), size)]
     known = {path for path, _ in module.named_modules(remove_duplicate=False)}
     found: list[tuple[str, tuple[str, ...], str]] = []
     for each in units if isinstance(units, Sequence) else ():
