@@ -103,7 +103,7 @@ def attribution(
         >>> model = surgeon.create_model("fcn", depth=2, width=16, in_chans=1, img_size=8)
         >>> data = [(torch.rand(20, 1, 8, 8), torch.arange(20) % 10)]
         >>> found = attribution(model, data, progress=False)
-        >>> [(row["unit"], round(row["signed_share"], 3)) for row in found.rows]
+        >>> [(row["unit"], round(row["signed_share"], 1)) for row in found.rows]
         [('layer1', 1.0), ('layer2', 1.0), ('final_linear', 1.0)]
 
     References:
