@@ -131,7 +131,6 @@ def test_an_exact_rewrite_reads_what_it_read_until_it_learns() -> None:
 OPERATED = [
     ({"spd": {"order": "conv-spd"}}, True),
     ({"spd": {"kernel": "minimal"}}, True),
-    ({"blurpool": {"stem": "blur"}}, True),
     ("blurpool", False),  # keeps the stem
     ("aps", True),
     ({"aps": {"padding": "circular"}}, True),
@@ -163,6 +162,15 @@ def test_other_surgery(recipe: Any, even: bool) -> None:
     assert bool(chosen) is ("aps" in json.dumps(recipe))
 
 
+def test_blurs_count_by_their_fixed_weights() -> None:
+    """1 2 1 at stride 2 takes as much of every position, whoever computes it."""
+    rows = analysis.sampling_map(surgeon.apply(Small(), "blurpool", 64), 64, before=False).rows
+    assert [row["pattern"] for row in rows[:3]] == ["1 2 / 2 4", "36 36 / 36 36", "36 36 / 36 36"]
+    timms = analysis.sampling_map(timm.create_model("test_resnet", aa_layer=timm.layers.BlurPool2d)).rows
+    blurs = {row["pattern"] for row in timms if ":conv2d:" in row["site"]}
+    assert blurs == {"4 4 / 4 4"}
+
+
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_nfnet", "test_vit", "test_resnet"])
 def test_models_of_timm(name: str) -> None:
     model = timm.create_model(name).train()
@@ -173,15 +181,20 @@ def test_models_of_timm(name: str) -> None:
     assert found.even() is (name in ("test_vit", "test_convnext"))  # they cut patches
 
 
-def test_same_padding_and_functions() -> None:
-    model = timm.create_model("tf_efficientnet_b0", pretrained=False)
+def test_same_padding() -> None:
+    model = timm.create_model("test_efficientnet", pad_type="same")
     found = analysis.sampling_map(model, 64)
     assert found.rows[0]["pattern"] == "4 2 / 2 1", "TensorFlow pads behind first"
     assert not found.even() and "se" in found.rows[-1]["note"]
+
+
+@pytest.mark.slow
+def test_functional_pools_are_sites() -> None:
     inception = analysis.sampling_map(timm.create_model("inception_v3", pretrained=False), 139)
     assert any("max_pool2d" in row["site"] for row in inception.rows)
 
 
+@pytest.mark.slow
 def test_a_detector() -> None:
     pytest.importorskip("ultralytics")
     from ultralytics import YOLO
