@@ -77,6 +77,8 @@ class SpatialDependence(Result):
     def __str__(self) -> str:
         return "\n".join([self.title, *self._tables(), self.summary])
 
+    __repr__ = __str__
+
     def _tables(self) -> Iterator[str]:
         for which in get_args(Which):
             rows = [row for row in self.rows if row["which"] == which]
@@ -117,7 +119,8 @@ def rows_of(cells: Sequence[Cell], held: Mapping[str, Sequence[Place]], measures
 def _figures(judged: Judged) -> Row:
     """Columns of what was measured: accuracy of classifiers, AP of detectors."""
     value, (low, high) = judged.value, judged.interval or (None, None)
-    name, below, above = judged.primary, *(judged.difference_interval or (None, None))
+    below, above = judged.difference_interval or (None, None)
+    name = judged.primary
     if name == "error":
         name, value = "accuracy", None if value is None else 1 - value
         low, high = (None if end is None else 1 - end for end in (high, low))

@@ -15,6 +15,7 @@ from recipes.data_schema import DigitsData
 from recipes.loading import ZOO, purpose, shipped
 from recipes.probing import rehearse
 
+FEW = 8  # variants; of more only some are planned by default
 HEAD = ("# purpose: ", "# command: surgeon run ", "# paper: ", "# expected: ")
 
 
@@ -23,7 +24,7 @@ CLASSIFIERS = [name for name, path in shipped().items() if "{yolo: " not in path
 
 def test_all_are_found() -> None:
     files = sorted(ZOO.glob("*.yaml"))
-    assert len(files) == len(shipped()) == 22 and len(CLASSIFIERS) == 16  # the others: test_detect_zoo.py
+    assert len(files) == len(shipped()) == 28 and len(CLASSIFIERS) == 22  # the others: test_detect_zoo.py
     assert all(path.stem in shipped() for path in files)
     assert sorted(ZOO.rglob("*.yaml")) == sorted([*files, *(ZOO / "models").glob("*.yaml")])
 
@@ -39,6 +40,20 @@ def test_head_comment(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_dry_run(name: str) -> None:
+    plan_variants(name, some=True)
+
+
+SWEEPS = [name for name in CLASSIFIERS if len(recipes.load(name).compare) > FEW]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_dry_run_of_every_variant(name: str) -> None:
+    plan_variants(name, some=False)
+
+
+def plan_variants(name: str, some: bool) -> None:
+    """Plan the surgery of a recipe's variants; of a sweep over many only some, where that will do."""
     recipe = recipes.load(name)
     size, own = None, {}
     if isinstance(recipe.data, DigitsData):
@@ -48,7 +63,8 @@ def test_dry_run(name: str) -> None:
         assert open_source(recipe.data).num_classes == 10
     elif recipe.data is not None and recipe.data.size is not None:
         size = (3, *recipe.data.size)
-    for variant in recipe.variants().values():
+    variants = list(recipe.variants().values())
+    for variant in variants[:: len(variants) // 4 if some and len(variants) > FEW else 1]:
         with torch.device("meta"):
             model = build(variant, **own)
         if variant.surgery:
