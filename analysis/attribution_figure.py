@@ -17,7 +17,11 @@ from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#999999"
-COLOURS = {"critical": VERMILION, "robust": BLUE, "undecided": GREY}
+VERDICTS = {  # colour and mark of a unit drawn anew
+    "critical": (VERMILION, "^"),
+    "undecided": (GREY, "D"),
+    "robust": (BLUE, "o"),
+}
 NAMED = 16  # units that have their names in the scatter plot; more have numbers
 WIDE = 40.0  # largest share by the smallest, from which on the axis is logarithmic
 
@@ -54,6 +58,7 @@ def draw(result: Result) -> Figure:
         _bars(line[0], mine, method)
         if beside:
             _scatter(line[1], mine, ranks.get(method))
+    _legend(figure, panels)
     for line, method in zip(panels, methods, strict=True):  # once everything else is in its place
         if beside:
             _name_points(figure, line[1], [row for row in rows if row["method"] == method])
@@ -81,28 +86,37 @@ def _bars(axes: Any, rows: Sequence[Row], method: str) -> None:
     axes.set_xlabel("share of f(image) − f(baseline)", fontsize=9)
     axes.set_title(plain(f"{method.replace('_', ' ')} of the unit's output"), fontsize=10)
     _along(axes, [share for share in (*shares, *signed) if share > 0], min(signed) >= 0 < min(shares))
-    axes.legend(fontsize=8, frameon=False, loc="best")
     _tidy(axes)
 
 
 def _scatter(axes: Any, rows: Sequence[Row], ranks: Mapping[str, Any] | None) -> None:
     known = [row for row in rows if number(row.get("rerand_difference")) is not None]
-    factor, unit = (1.0, "AP") if "rerand_ap" in rows[0] else (100.0, "error, percentage points")
-    for verdict in dict.fromkeys(str(row.get("verdict", "-")) for row in known):
-        mine = [row for row in known if str(row.get("verdict", "-")) == verdict]
+    factor, unit = (1.0, "AP") if "rerand_ap" in rows[0] else (100.0, "error, points")
+    for verdict in (*VERDICTS, "-"):
+        mine = [row for row in known if row.get("verdict", "-") == verdict]
+        if not mine:
+            continue
         x, y = [row["absolute_share"] for row in mine], [factor * row["rerand_difference"] for row in mine]
         far = [[factor * _far(row, end) for row in mine] for end in ("low", "high")]
-        style = {"color": COLOURS.get(verdict, GREY), "elinewidth": 0.8, "markersize": 5, "linestyle": "none"}
-        axes.errorbar(x, y, yerr=far, fmt="o", label=verdict if verdict != "-" else None, **style)
+        colour, mark = VERDICTS.get(verdict, (GREY, "o"))
+        label = f"{verdict} when drawn anew" if verdict in VERDICTS else None
+        axes.errorbar(x, y, yerr=far, fmt=mark, color=colour, elinewidth=0.8, markersize=5, label=label)
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xlabel("absolute share (median over images)", fontsize=9)
     axes.set_ylabel(f"loss when drawn anew ({unit})", fontsize=9)
     axes.set_title(plain(_correlation(ranks)), fontsize=10)
     axes.margins(0.12, 0.14)
     _along(axes, [row["absolute_share"] for row in known], all(row["absolute_share"] > 0 for row in known))
-    if any(row.get("verdict", "-") != "-" for row in known):
-        axes.legend(fontsize=8, frameon=False, title="when drawn anew", title_fontsize=8, loc="best")
     _tidy(axes)
+
+
+def _legend(figure: Figure, panels: Any) -> None:
+    """One for all panels, below them."""
+    found: dict[str, Any] = {}
+    for axes in panels.ravel():
+        handles, labels = axes.get_legend_handles_labels()
+        found.update(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def _far(row: Row, end: str) -> float:

@@ -75,7 +75,8 @@ def _panel(axes: Any, rows: Sequence[Row], name: str) -> None:
             axes.plot([place, place], [low, high], color=LINES[0][2]["color"], linewidth=2.5, alpha=0.5)
     axes.set_xticks(list(places), [_shift(row) for row in rows], fontsize=8)
     axes.set_xlim(-0.4, len(rows) - 0.6)
-    axes.set_ylim((-0.05, None) if name == "l2" else (None, 1.05))
+    if name == "l2":
+        axes.set_ylim(-0.05, 2.05)  # all there is
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)

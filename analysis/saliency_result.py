@@ -176,8 +176,8 @@ def _words(rows: Sequence[Row], method: str) -> str:
     where = f"at ({row['shift_right_px']}, {row['shift_down_px']}) px"
     chance = "no chance level of one image" if row["chance_pearson"] is None else f"chance {row['chance_pearson']:.3f}"
     return (
-        f"{method}: the map moves with the image to a correlation of {row['pearson']:.3f} or more ({where}; {chance}, "
-        f"a map that stays {row['stayed_pearson'] or 0:.3f})"
+        f"{method}: maps of shifted images correlate with the shifted maps by {row['pearson']:.3f} at least ({where}; "
+        f"{chance}, with a map that stays {row['stayed_pearson'] or 0:.3f})"
     )
 
 

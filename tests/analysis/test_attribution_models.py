@@ -40,9 +40,9 @@ class Breaking(list):  # type: ignore[type-arg]
         raise self.error
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_resnet", pytest.param("test_efficientnet", marks=pytest.mark.slow)])
 def test_a_model_is_put_back(name: str) -> None:
-    model, data = prepared(name), batches(6, (3, 64, 64), 4, 2)
+    model, data = prepared(name), batches(6, (3, 32, 32), 4, 2)
     before, gradients = Snapshot.of(model), [p.grad for p in model.parameters()]
     more: dict[str, Any] = {**QUIET, "steps": 4, "internal_batch_size": 8}
     analysis.attribution(model, data[:1], method=["conductance", "integrated_gradients"], **more)
@@ -137,6 +137,7 @@ def test_yolo_beside_its_robustness() -> None:
     assert found.rank_correlation["conductance"]["units"] == len(found.rows)
 
 
+@pytest.mark.slow
 def test_ultralytics_classifiers() -> None:
     ultralytics = pytest.importorskip("ultralytics")
     model = ultralytics.YOLO("yolo11n-cls.yaml", verbose=False)
