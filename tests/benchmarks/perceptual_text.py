@@ -120,6 +120,10 @@ Differences are paired by seed, with their 95% interval (Student's t over {seeds
 
 {verdict}
 
+In short:
+
+{closing}
+
 Control: with circular convolutions, no stride and a circular shift the GAP form answers {control:.0e} of the mean
 distortion, which is rounding; the lpips form {control_lpips:.0%}.
 """
