@@ -31,7 +31,8 @@ The distance has a frozen copy of the network in evaluation mode; your model is 
 parameter holds the weights. A pass ends at the last tap, so images may have any size the layers before it take
 (`size=` resizes them first). Mean and std are those of timm's `pretrained_cfg`, or given. Taps are the outputs of
 timm's `feature_info` (of VGG the ReLUs before the pools, as in LPIPS, and the last pool), else the last module of each
-stage, or those named: `taps=("features.4", "features.9", "features.16", "features.23", "features.30")` are VGG-16's five pools.
+stage, or those named: VGG-16's five pools are
+`taps=("features.4", "features.9", "features.16", "features.23", "features.30")`.
 
 Any other metric is measured alike: `perceptual` takes a function of two batches that answers (N,).
 
