@@ -132,7 +132,7 @@ def consistency(
     low, high = wilson(round(own["consistency"] * images), images)
     own |= {"consistency_low_95": low, "consistency_high_95": high}
     found = Consistency(rows, _summary(protocol, own, images, scan), scan.about(images, about | own))
-    found.samples = {"consistency": shares}
+    found.by_image = {"consistency": shares}
     return found
 
 

@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.agreeing import consistency
+from analysis.features_shifted import equivariance
 from analysis.intervals import difference_of_ratios, paired_bootstrap
 from analysis.layerwise import robustness
 from analysis.opening import input_size_of
 from analysis.readings import FINAL, Readings
+from analysis.resolving import resolution
 from analysis.result import Result, Row
+from analysis.saliency_shifts import attribution_equivariance
 from analysis.scanning import Scan
 from analysis.study_settings import Settings
 from analysis.timing import milliseconds
@@ -126,7 +129,7 @@ def translations(pair: Pair, **own: Any) -> Part:
     """Mean relative loss over a grid of shifts, and accuracy at the worst shift."""
     settings = {"reach": 4, "step": 2, **own}
     found = [translation(model, pair.data, **pair.common, **settings) for model in pair.models]
-    lost, right = ([result.samples[name] for result in found] for name in ("lost", "right"))
+    lost, right = ([result.by_image[name] for result in found] for name in ("lost", "right"))
     images = min(map(len, right))
     known = all(values[:images].any() for values in right)
     interval = difference_of_ratios(
@@ -142,7 +145,7 @@ def translations(pair: Pair, **own: Any) -> Part:
 def consistencies(pair: Pair, **own: Any) -> Part:
     """Shift consistency."""
     found = [consistency(model, pair.data, **pair.common, **{"protocol": "circular", **own}) for model in pair.models]
-    one, other = (result.samples["consistency"] for result in found)
+    one, other = (result.by_image["consistency"] for result in found)
     return Part([pair.paired(f"consistency ({found[0].settings['protocol']})", one, other)], list(found))
 
 
@@ -184,9 +187,47 @@ def _size(scan: Scan, pair: Pair) -> Any:
     return input_sizes(scan.module, input_size_of(scan.module, scan.task, scan.data, pair.input_size))
 
 
+def resolutions(pair: Pair, **own: Any) -> Part:
+    """Accuracy at lower resolutions."""
+    one, other = pair.models
+    found = resolution(one, pair.data, other=other, labels=pair.labels, **pair.common, **own)
+    rows = []
+    for factor in dict.fromkeys(row["factor"] for row in found.rows if row["factor"] < 1):
+        both = {row["model"]: row for row in found.rows if row["factor"] == factor}
+        mine = both.get(pair.labels[1], {})
+        interval = (mine.get("accuracy_lead_low_95"), mine.get("accuracy_lead_high_95"))
+        values = [both.get(label, {}).get("accuracy") for label in pair.labels]
+        rows.append(pair.row(f"accuracy at {mine.get('resolution', factor)} resolution", values, interval))
+    return Part(rows, [found])
+
+
+def equivariances(pair: Pair, **own: Any) -> Part:
+    """How far the last features of a shifted image are from those of the image, mean over shifts."""
+    taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "command")}
+    found = [equivariance(model, pair.data, **taken, **own) for model in pair.models]
+    means = []
+    for result in found:
+        last = [row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]]
+        means.append(sum(last) / len(last))
+    return Part([pair.row("answer's change by a shift, in that by another image", means)], list(found))
+
+
+def attributions(pair: Pair, **own: Any) -> Part:
+    """Whether saliency maps move with the image: their correlation, mean over shifts."""
+    taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "amp", "command")}
+    found = [
+        attribution_equivariance(model, pair.data, input_size=pair.input_size, **taken, **own) for model in pair.models
+    ]
+    means = [sum(row["pearson"] for row in result.rows) / len(result.rows) for result in found]
+    return Part([pair.row("saliency map of a shifted image, correlation", means)], list(found))
+
+
 MEASURES = {
     "translation": translations,
     "consistency": consistencies,
+    "resolution": resolutions,
+    "equivariance": equivariances,
     "robustness": robustnesses,
+    "attribution": attributions,
     "cost": costs,
 }

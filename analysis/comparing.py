@@ -63,7 +63,7 @@ def compare(
     data: Iterable[Any],
     *,
     labels: Sequence[str] = ("original", "operated"),
-    measures: Sequence[str] = ("translation", "consistency", "robustness", "cost"),
+    measures: Sequence[str] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     shown: int = 12,
     seed: int = 0,
@@ -85,7 +85,8 @@ def compare(
         b: Another, for the same classes.
         data: Batches of (images, class indices) that can be gone through again and again, in the same order.
         labels: Names of the nets.
-        measures: What else: see :data:`analysis.beside.MEASURES`.
+        measures: What else, of "translation", "consistency", "resolution", "equivariance", "robustness", "attribution"
+            (needs captum) and "cost"; all by default.
         settings: Of a measure, by its name: arguments of the function that measures it, such as
             ``{"translation": {"reach": 8}}``.
         shown: Images of the gallery, at most.
@@ -116,18 +117,19 @@ def compare(
         The share of images only one net gets right, and the sign test on them: McNemar, Psychometrika 1947.
     """
     names = two_names(labels, ("measure", "difference", "difference_low_95", "difference_high_95", "images"))
-    _check(data, measures, settings or {}, shown)
+    asked = list(MEASURES) if measures is None else measures
+    _check(data, asked, settings or {}, shown)
     common = {"seed": seed, "limit": limit, "amp": amp, "memory": memory, "progress": progress, "command": command}
     pair = Pair((a, b), names, data, common, input_size)
     first, readings = accuracies(pair)
     parts, notes = [first], list[str]()
-    for name in measures:
+    for name in asked:
         try:
             parts.append(MEASURES[name](pair, **dict((settings or {}).get(name, {}))))
         except SurgeonError as error:
             notes.append(f"{name} is left out: {error}")
     rows = [row for part in parts for row in part.rows]
-    found = Comparison(rows, _summary(names, rows, first, notes), _about(pair, parts, notes, measures))
+    found = Comparison(rows, _summary(names, rows, first, notes), _about(pair, parts, notes, asked))
     found.results = list(_labelled(names, parts))
     found.disagreements = disagreements(data, readings, shown)
     return found

@@ -35,7 +35,7 @@ class Result(abc.ABC):
         settings: What made it, as plain values; ``command`` and ``versions`` (a dict) stand at the end of a report.
 
     ``kind`` names the analysis in files: the class's name in small letters, where the class does not set its own.
-    ``samples`` holds values of each image, in the order of the data, for paired comparisons; files do not have them.
+    ``by_image`` holds values of each image, in the order of the data, for paired comparisons; files do not have them.
     """
 
     kind: str = "result"
@@ -44,7 +44,7 @@ class Result(abc.ABC):
         self, title: str, rows: Sequence[Row], summary: str, settings: Mapping[str, Any] | None = None
     ) -> None:
         self.title, self.rows, self.summary, self.settings = title, list(rows), summary, dict(settings or {})
-        self.samples: dict[str, Any] = {}
+        self.by_image: dict[str, Any] = {}
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

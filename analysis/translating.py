@@ -156,7 +156,7 @@ def translation(
     mean = dict(zip(MEAN, _relative(lost, 1 - readings.values(FINAL, "error"), seed), strict=True))
     own = {"kind": kind, "axis": axis, "moves": len(every), **about, **mean}
     found = Translation(rows, _summary(rows, mean, readings, scan), scan.about(readings.images(FINAL), own))
-    found.samples = {"lost": lost, "right": 1 - readings.values(FINAL, "error")}
+    found.by_image = {"lost": lost, "right": 1 - readings.values(FINAL, "error")}
     return found
 
 

@@ -1,12 +1,13 @@
 """``surgeon demo``: the whole idea on real digits in about a minute, and a folder to look at.
 
-Only the words around it: the demonstration itself is the shipped recipe ``digits_spd``, run as any other, and
-`analysis.robustness` of the net it trains.
+Only the words around it: the demonstration itself is the shipped recipe ``digits_spd``, run as any other,
+`analysis.robustness` of the net it trains, and `analysis.compare` of both nets.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ import analysis
 import surgeon
 from analysis.pages import write_report
 from recipes.build import build
+from recipes.digits import MEAN, STD
 from recipes.figure import save
 from recipes.loading import load
 from recipes.running import Run, run
@@ -21,6 +23,14 @@ from recipes.viewing import view_images, view_model
 from surgeon.errors import RecipeError
 
 RECIPE = "digits_spd"
+BLACK = -MEAN / STD  # of the normalised digits
+MEASURES = ("translation", "consistency", "resolution", "equivariance", "cost")
+ASKED: dict[str, dict[str, Any]] = {
+    "translation": {"reach": 4, "step": 2, "padding": "black", "fill": BLACK},
+    "consistency": {"protocol": "circular", "reach": 8, "passes": 2},
+    "resolution": {"factors": (1, 1 / 2, 1 / 4)},
+}
+FEW = 60  # images of the quick demo
 
 
 def demonstrate(folder: str | Path = "surgeon-demo", *, quick: bool = False, console: Console | None = None) -> Run:
@@ -65,14 +75,18 @@ def demonstrate(folder: str | Path = "surgeon-demo", *, quick: bool = False, con
     say("\n4. What is each layer of the trained net worth? Each is set back to its first weights, and drawn anew.\n")
     seen = look_inside(result.folder)
     say(str(seen))
-    say(f"\nLook at {result.folder / 'robustness.png'}, and at all of it on one page: {result.folder / 'report.html'}.")
+    say("\n5. What did the surgery change? Both nets on the same images, whole, shifted and blurred.\n")
+    found = look_at_both(result.folder, seen, FEW if quick else None)
+    say(str(found))
+    place = result.folder
+    say(f"\nLook at {place / 'robustness.png'} and {place / 'compare.png'}, and at all of it: {place / 'report.html'}.")
     if quick:
         say("This was the quick demo: too few epochs to say anything about accuracy.")
     return result
 
 
 def look_inside(folder: Path) -> analysis.Robustness:
-    """Measure what the layers of the demo's trained net are worth, and write table, heatmap and page.
+    """Measure what the layers of the demo's trained net are worth, and write table and heatmap.
 
     Args:
         folder: Of the demo; the net before the surgery lies in ``pretrain``.
@@ -88,5 +102,29 @@ def look_inside(folder: Path) -> analysis.Robustness:
     )
     found.to_json(folder / "robustness.json")
     save(found.figure(), folder / "robustness.png")
-    write_report([found], folder / "report.html", "What the layers of the demo's net are worth")
+    return found
+
+
+def look_at_both(folder: Path, seen: analysis.Robustness, limit: int | None = None) -> analysis.Comparison:
+    """Compare the demo's nets with and without surgery, and write table, figure, and one page with all there is.
+
+    Args:
+        folder: Of the demo.
+        seen: What the layers are worth, for the page.
+        limit: Most images.
+    """
+    original, operated = (view_model(str(folder / name)) for name in ("original", "spd"))
+    found = analysis.compare(
+        original.model,
+        operated.model,
+        view_images(original, None, shuffle=0),
+        labels=("original", "spd"),
+        measures=MEASURES,
+        settings=ASKED,
+        limit=limit,
+        command="surgeon demo",
+    )
+    found.to_json(folder / "compare.json")
+    save(found.figure(), folder / "compare.png")
+    write_report([found, seen, *found.results], folder / "report.html", "The demo: a net before and after surgery")
     return found
