@@ -127,11 +127,14 @@ def attribution(
     beside = given
     if robustness is True and explained.complete:
         more: dict[str, Any] = {"memory": memory, "detector": detector, "input_size": input_size, "command": command}
-        own = measure_robustness(
-            model, data, units=members, draws=draws, seed=seed, limit=limit, progress=progress, amp=amp, **more
-        )
-        beside = beside_of(own, members)
-        explained.complete = own.complete
+        try:
+            own = measure_robustness(
+                model, data, units=members, draws=draws, seed=seed, limit=limit, progress=progress, amp=amp, **more
+            )
+            beside, explained.complete = beside_of(own, members), own.complete
+        except KeyboardInterrupt:
+            explained.complete = False
+            explained.notes.append("stopped before any unit was drawn anew")
     return result_of(explained, found, beside, "given" if given else "measured" if beside else "left out")
 
 

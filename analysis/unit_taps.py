@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from analysis.unit_names import Unit
+from surgeon.errors import AnalysisError
 
 TOLERANCE = 1e-3  # of the largest value, by which an image alone may differ from the same in a batch
 
@@ -123,6 +124,9 @@ def places_of(module: nn.Module, units: Sequence[Unit], run: Callable[[Tensor], 
     Returns:
         One for each unit, in order.
 
+    Raises:
+        AnalysisError: When a unit is of another model.
+
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
         >>> place = places_of(model, [Unit("stem", ("0", "1"), (), (), 8, "")], model, torch.rand(1, 1, 4, 4))[0]
@@ -131,6 +135,11 @@ def places_of(module: nn.Module, units: Sequence[Unit], run: Callable[[Tensor], 
     """
     first = images[:1]
     paths = list(dict.fromkeys(path for unit in units for path in unit.paths if path))
+    there = {path for path, _ in module.named_modules(remove_duplicate=False)}
+    if unknown := [path for path in paths if path not in there]:
+        raise AnalysisError(
+            f"units: {type(module).__name__} has no module '{unknown[0]}'; take analysis.units of this very model"
+        )
     both = _Watch(module, paths).over(run, torch.cat([first, images[1:2] if len(images) > 1 else first.flip(-1)]))
     alone = _Watch(module, paths).over(run, first)
     return [_place(unit, both, alone) for unit in units]

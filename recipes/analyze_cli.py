@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.attribution_cli import ATTRIBUTION, ATTRIBUTION_SHIFTS, attribution, attribution_shifts
 from recipes.detection_shift_cli import DETECTION_SHIFT, detection_shift
 from recipes.guarding import guarded
 from recipes.resolution_cli import RESOLUTION, resolution
@@ -41,6 +42,8 @@ analyze.command(epilog=f"Examples: {TRANSLATION}")(guarded(translation))
 analyze.command(epilog=f"Examples: {CONSISTENCY}")(guarded(consistency))
 analyze.command(epilog=f"Examples: {COMPARE}")(guarded(compare))
 analyze.command(epilog=f"Examples: {SPATIAL}")(guarded(spatial))
+analyze.command(epilog=f"Examples: {ATTRIBUTION}")(guarded(attribution))
+analyze.command("attribution-shifts", epilog=f"Examples: {ATTRIBUTION_SHIFTS}")(guarded(attribution_shifts))
 analyze.command("detection-shift", epilog=f"Examples: {DETECTION_SHIFT}")(guarded(detection_shift))
 analyze.command(epilog=f"Examples: {RESOLUTION}")(guarded(resolution))
 

@@ -36,6 +36,8 @@ PROBES = (  # analyses a recipe may name
     "translation",
     "consistency",
     "spatial_dependence",
+    "attribution",
+    "attribution_equivariance",
 )
 PATTERNS = {  # what the two patterns above mean, in words
     "name": "must begin with a letter or digit, then letters, digits, '.', '_' or '-' (it names a folder)",

@@ -320,6 +320,7 @@ def test_predicted_classes() -> None:
         ({"memory": "much"}, "memory is 'much'"),
         ({"limit": 0}, "limit is 0"),
         ({"units": "floor"}, "layer, block, stage"),
+        ({"units": [unit("away", "away")]}, "Chain has no module 'away'"),
         ({"robustness": "yes"}, "robustness is 'yes'"),
     ],
 )
