@@ -62,7 +62,7 @@ class Pair:
         low, high = interval or (None, None)
         return {
             **{"measure": measure, self.labels[0]: one, self.labels[1]: other},
-            "difference": float(other) - float(one) if known else None,  # type: ignore[arg-type]
+            "difference": other - one if known else None,  # type: ignore[operator]
             **{"difference_low_95": low, "difference_high_95": high, "images": images or None},
         }
 
@@ -107,7 +107,7 @@ def accuracies(pair: Pair, **_: Any) -> tuple[Part, list[Readings]]:
     rows = [pair.paired("accuracy", 1 - wrong[0], 1 - wrong[1])]
     if all(np.isfinite(each).all() for each in losses):
         rows.append(_unbounded(pair, "loss", *losses))
-    rows.append(pair.row("images only this net gets right", [float(each) for each in only], None, images))
+    rows.append(pair.row("images only this net gets right", [int(each) for each in only], None, images))
     return Part(rows, own={"disagree_share": float(differ.mean()), "disagree_images": int(differ.sum())}), found
 
 
@@ -171,8 +171,8 @@ def costs(pair: Pair, **own: Any) -> Part:
     sizes = [_size(scan, pair) for scan in scans]
     traces = [record_forward(module, size) for module, size in zip(modules, sizes, strict=True)]
     rows = [
-        pair.row("parameters", [float(sum(p.numel() for p in module.parameters())) for module in modules]),
-        pair.row("multiply-adds", [float(trace.macs()) for trace in traces]),
+        pair.row("parameters", [sum(p.numel() for p in module.parameters()) for module in modules]),
+        pair.row("multiply-adds", [trace.macs() for trace in traces]),
     ]
     images = [
         torch.rand(1, *trace.input_size, generator=torch.Generator().manual_seed(0)).to(next(module.parameters()))
@@ -197,7 +197,8 @@ def resolutions(pair: Pair, **own: Any) -> Part:
         mine = both.get(pair.labels[1], {})
         interval = (mine.get("accuracy_lead_low_95"), mine.get("accuracy_lead_high_95"))
         values = [both.get(label, {}).get("accuracy") for label in pair.labels]
-        rows.append(pair.row(f"accuracy at {mine.get('resolution', factor)} resolution", values, interval))
+        images = int(found.settings["images"])
+        rows.append(pair.row(f"accuracy at {mine.get('resolution', factor)} resolution", values, interval, images))
     return Part(rows, [found])
 
 

@@ -162,9 +162,10 @@ def _about(pair: Pair, parts: Sequence[Part], notes: Sequence[str], measures: Se
 
 def _labelled(labels: Sequence[str], parts: Sequence[Part]) -> Iterator[Result]:
     for part in parts:
-        for label, result in zip(labels, part.results, strict=False):
-            result.title = f"{label}: {result.title}"
-            yield result
+        if len(part.results) == len(labels):  # one of each net
+            for label, result in zip(labels, part.results, strict=True):
+                result.title = f"{label}: {result.title}"
+        yield from part.results
 
 
 def _summary(labels: tuple[str, str], rows: Sequence[Row], first: Part, notes: Sequence[str]) -> str:

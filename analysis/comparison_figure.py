@@ -40,7 +40,7 @@ def draw(result: Result) -> Figure:
     known = [row for row in result.rows if all(number(row[label]) is not None for label in labels)]
     shares = [row for row in known if row["measure"] not in (*COSTS, *COUNTS)]
     costs = [row for row in known if row["measure"] in COSTS and row[labels[0]]]
-    figure = canvas(result.title, 10.5, 1.8 + 0.42 * max(len(shares), len(costs)))
+    figure = canvas(result.title, 11.5, 1.8 + 0.42 * max(len(shares), len(costs)))
     if costs:
         left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
         _costs(right, costs, labels)
@@ -77,7 +77,7 @@ def _costs(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(rows)), [row["measure"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.25 * max(1.0, *(row[labels[1]] / row[labels[0]] for row in rows)))
-    tidy(axes, f"cost of {labels[1]}, in that of {labels[0]}", "")
+    tidy(axes, f"cost (1: {_short(labels[0])})", "")
 
 
 def gallery(result: Comparison) -> Figure:
@@ -91,7 +91,7 @@ def gallery(result: Comparison) -> Figure:
         raise AnalysisError("there is no image on which the nets disagree, or the result was read from a file")
     columns = min(6, len(several))
     lines = math.ceil(len(several) / columns)
-    figure = canvas("Images on which the nets disagree, the furthest apart first", 1.75 * columns, 0.5 + 2.3 * lines)
+    figure = canvas("Images on which the nets disagree", max(4.5, 1.75 * columns), 0.6 + 2.3 * lines)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
