@@ -207,6 +207,7 @@ def test_averaged_gradients_are_the_mean_of_single_ones(norm: Any) -> None:
     assert not torch.allclose(attack(model, batch, "pgd", once, cross_entropy) - pixels, 0.1 * unit, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_averaging_over_draws_finds_more_in_a_network_that_draws(digits: tuple[nn.Module, Batches]) -> None:
     model, data = copy.deepcopy(digits[0]), digits[1]
     surgeon.apply(model, {"stochastic": {"r": 4, "s": 1}}, (1, 8, 8))

@@ -308,6 +308,7 @@ def test_the_command_compares_two_checkpoints(
     assert page.count("<h2>") == 3 and page.count("<figure") == 9 and "<b>spd</b>" in page
 
 
+@pytest.mark.slow
 def test_the_command_takes_one_net_and_builds_a_yaml_for_the_data(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,7 +224,7 @@ def pressed(at: int, more: int = 0, method: Any = "single_pass") -> tuple[Lines,
     return lines, escaped
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["single_pass", pytest.param("naive", marks=pytest.mark.slow)])
 def test_ctrl_c_at_some_lines(method: Any) -> None:
     total = pressed(-1, method=method)[0].count
     assert total > 500

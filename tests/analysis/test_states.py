@@ -407,6 +407,7 @@ def test_foreign_code_in_a_checkpoint_of_ultralytics(tmp_path: Path, yolo: Any, 
     assert not Path("trapped").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_operated_detector(tmp_path: Path, yolo: Any) -> None:
     surgeon.apply(yolo, "spd")
     yolo.save(tmp_path / "mine.pt")

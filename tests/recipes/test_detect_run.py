@@ -156,6 +156,7 @@ def test_digits_are_written_into_the_folder(place: Path, quiet: Console, tmp_pat
     assert surgeon.load(tmp_path / "weights").model.model[-1].nc == 10
 
 
+@pytest.mark.slow
 def test_shuffled_on_images_laid_out_as_voc(place: Path, quiet: Console, tmp_path: Path) -> None:
     """The recipe voc_shuffle on a net an eighth as wide, and four images in each of VOC's folders."""
     import ultralytics

@@ -29,10 +29,20 @@ NETS = {"timm": lambda: timm.create_model("test_resnet", num_classes=10), "plain
 pytestmark = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
+@pytest.fixture(params=[NETS["plain"], pytest.param(NETS["timm"], marks=pytest.mark.slow)], ids=["plain", "timm"])
+def one(request: Any, recipe: Any) -> nn.Module:
+    """As ``model``; for what takes long, one network on every push."""
+    return operated(request.param, recipe)
+
+
 @pytest.fixture(params=NETS.values(), ids=NETS)
 def model(request: Any, recipe: Any) -> nn.Module:
     """Operated, every weight in use."""
-    return stir(surgeon.apply(request.param(), recipe, 64), seed=3).eval()
+    return operated(request.param, recipe)
+
+
+def operated(build: Any, recipe: Any) -> nn.Module:
+    return stir(surgeon.apply(build(), recipe, 64), seed=3).eval()
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -73,12 +83,12 @@ def test_state_dict(model: nn.Module, recipe: Any) -> None:
     assert torch.equal(other(X), model(X))
 
 
-def test_export(model: nn.Module) -> None:
+def test_export(one: nn.Module) -> None:
     batch = torch.export.Dim("batch", min=2, max=8)
-    program = torch.export.export(model, (X,), dynamic_shapes={"x": {0: batch}}).module()
-    assert close(program(X), model(X))
+    program = torch.export.export(one, (X,), dynamic_shapes={"x": {0: batch}}).module()
+    assert close(program(X), one(X))
     three = images(64, batch=3, dtype=torch.float32)
-    assert close(program(three), model(three))
+    assert close(program(three), one(three))
 
 
 def test_compile(recipe: Any) -> None:
@@ -95,15 +105,15 @@ def test_compile(recipe: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_onnx(model: nn.Module, tmp_path: Path) -> None:
+def test_onnx(one: nn.Module, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    for name, net in (("operated", model), ("lowered", surgeon.lower(model))):
+    for name, net in (("operated", one), ("lowered", surgeon.lower(one))):
         file = tmp_path / f"{name}.onnx"
         torch.onnx.export(net, (X,), file, dynamo=True, verbose=False)
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         (y,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
-        assert close(torch.from_numpy(y), model(X))
+        assert close(torch.from_numpy(y), one(X))
 
 
 def test_data_parallel(model: nn.Module, tmp_path: Path) -> None:

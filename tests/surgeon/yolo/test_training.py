@@ -194,6 +194,7 @@ def test_frozen_layers_stay(yolo: Any, tmp_path: Path, data: str) -> None:
     assert is_operated(yolo) and moved and not moved & {"0", "1"}
 
 
+@pytest.mark.slow
 def test_the_op_freeze_holds_in_training(tmp_path: Path, data: str) -> None:
     yolo = ultralytics.YOLO(network(tmp_path))
     surgeon.apply(yolo, [{"freeze": {}, "select": {"kind": "block"}}], 64)
@@ -204,6 +205,7 @@ def test_the_op_freeze_holds_in_training(tmp_path: Path, data: str) -> None:
     assert frozen and moved and not any(name.startswith(tuple(frozen)) for name in moved)
 
 
+@pytest.mark.slow
 def test_a_list_of_data_sets_trains_on_each(yolo: Any, tmp_path: Path, data: str) -> None:
     arguments = settings(tmp_path, data)
     yolo.train(**{**arguments, "data": [data, squares(tmp_path / "other")]})

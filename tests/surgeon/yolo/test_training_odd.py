@@ -18,6 +18,7 @@ __all__ = ["data", "yolo"]  # fixtures
 MINIMAL = {"spd": {"kernel": "minimal"}}
 
 
+@pytest.mark.slow
 def test_the_classifier_follows_the_names_of_the_classes(yolo: Any, tmp_path: Path, data: str) -> None:
     yolo.train(**settings(tmp_path, data, **STILL))
     rows = yolo.model.model[-1].cv3[0][2].weight.detach().clone()
