@@ -113,6 +113,24 @@ def window_of(size: Size | int | None, padding: Padding) -> Size | None:
     return (pair[0], pair[1])
 
 
+def check_fill(fill: Fill | None, padding: Padding) -> Fill:
+    """The value of black, which nobody can guess of normalised images.
+
+    Raises:
+        AnalysisError: Where it is missing.
+
+    Example:
+        >>> check_fill(None, "mirror"), check_fill((-2.1, -2.0, -1.8), "black")
+        (0.0, (-2.1, -2.0, -1.8))
+    """
+    if fill is None and padding == "black":
+        raise AnalysisError(
+            "padding='black' needs fill=, the value of black in these images: 0 of images from 0 to 1, "
+            "(0 - mean) / std of normalised ones; one number, or one per channel"
+        )
+    return 0.0 if fill is None else fill
+
+
 def _evenly(kind: Kind, axis: Axis, reach: float, step: float) -> list[Move]:
     for name, value in (("reach", reach), ("step", step)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):

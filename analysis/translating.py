@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.intervals import ratio_bootstrap
-from analysis.moves import Axis, Kind, Move, moves_of, shown, window_of
+from analysis.moves import Axis, Kind, Move, check_fill, moves_of, shown, window_of
 from analysis.moving import Fill, Padding, Size
 from analysis.readings import FINAL, Readings
 from analysis.result import Result, Row
@@ -74,7 +74,7 @@ def translation(
     moves: Sequence[Any] | None = None,
     padding: Padding = "mirror",
     size: Size | int | None = None,
-    fill: Fill = 0.0,
+    fill: Fill | None = None,
     metrics: Mapping[str, Metric] | None = None,
     method: Method = "single_pass",
     seed: int = 0,
@@ -104,7 +104,8 @@ def translation(
         padding: What comes in at the border: "mirror" (the paper's mosaic), "black", "circular", "crop" from a larger
             image.
         size: Of the window for "crop": (height, width), or one for both.
-        fill: Value of black for "black", one or one per channel; (0 - mean) / std of normalised images.
+        fill: Value of black for "black", one or one per channel: 0 of images from 0 to 1, (0 - mean) / std of
+            normalised ones. It has no default, as a wrong one would be grey.
         metrics: More columns: functions of (logits, targets) that answer a number per image.
         method: "single_pass", or "naive" for a pass per move.
         seed: Of the resampled images.
@@ -144,9 +145,10 @@ def translation(
     scan = Scan(model, data, settings)
     if scan.detector is not None:
         raise AnalysisError("translation is of classifiers; of a detector call analysis.detection_shift")
-    view = partial(shown, padding=padding, size=window, fill=fill)
+    black = check_fill(fill, padding)
+    view = partial(shown, padding=padding, size=window, fill=black)
     variants = {move: Variant("", move.name, view=partial(view, move=move)) for move in every if not move.none}
-    about = {"padding": padding, "size": window, "fill": np.atleast_1d(fill).tolist()}
+    about = {"padding": padding, "size": window, "fill": np.atleast_1d(black).tolist()}
     readings = scan.run(
         "translation", [*variants.values()], view=partial(view, move=Move()) if window else None, about=about
     )

@@ -51,6 +51,9 @@ def translation(
     step: Annotated[float | None, typer.Option(help="Between two: 2 pixels of a grid or 1, 1 degree, 0.05.")] = None,
     padding: Padding = "mirror",
     size: Size = None,
+    fill: Annotated[
+        list[float] | None, typer.Option(help="Black, for --padding black: (0 - mean) / std; one, or once per channel.")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 128,
     amp: Amp = None,

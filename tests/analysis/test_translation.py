@@ -75,7 +75,7 @@ def test_an_invariant_net_loses_nothing_and_its_strided_twin_does() -> None:
 @pytest.mark.parametrize("padding", ["black", "mirror", "circular"])
 def test_a_known_answer(padding: Any) -> None:
     """Half the images are right only where the lit pixel stays; the other half are always right."""
-    found = scan(Corner(), lit(), padding=padding, reach=2, step=1)
+    found = scan(Corner(), lit(), padding=padding, reach=2, step=1, fill=0.0)
     for row in found.rows:
         moved = shift_images(lit()[0][0][:1], row["dx_px"], row["dy_px"], padding)
         stays = bool(moved[0, 0, 2, 2])
@@ -153,7 +153,7 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path) -> None:
     rest = scan(model, data, axis="diagonal", reach=2, ledger=ledger)
     assert rest.rows == whole.rows and rest.settings["complete"]
     with pytest.raises(AnalysisError, match="ledger of another analysis"):
-        scan(model, data, axis="diagonal", reach=2, ledger=ledger, padding="black")
+        scan(model, data, axis="diagonal", reach=2, ledger=ledger, padding="circular")
 
 
 def test_stored_and_drawn(tmp_path: Path) -> None:
@@ -195,6 +195,7 @@ def test_curves() -> None:
         ({"padding": "crop"}, "needs the window"),
         ({"size": 4}, "leave it out"),
         ({"limit": 0}, "at least 1"),
+        ({"padding": "black"}, "needs fill="),
         ({"padding": "black", "fill": (1.0, 2.0)}, "2 values for 1 channels"),
     ],
 )
