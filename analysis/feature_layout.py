@@ -5,6 +5,7 @@ Apart from reading features off a running model, because it is decided beforehan
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,7 +65,12 @@ class Layout:
 
 
 def layout_of(
-    shape: tuple[int, ...], stride: int, size: tuple[int, int], channels_last: bool = False, prefix: int | None = None
+    shape: tuple[int, ...],
+    stride: int,
+    size: tuple[int, int],
+    channels_last: bool = False,
+    prefix: int | None = None,
+    strides: Iterable[int] = (),
 ) -> Layout | str:
     """Tell how an output of one image holds its features, or why that cannot be told.
 
@@ -74,6 +80,7 @@ def layout_of(
         size: (height, width) of the image.
         channels_last: What to believe where both ends of the shape could be positions.
         prefix: Tokens that stand for no place, where the model says.
+        strides: Others the model has; tokens may have passed by a layer that strides for its own ends.
 
     Example:
         >>> layout_of((1, 197, 192), 16, (224, 224))
@@ -96,10 +103,12 @@ def layout_of(
             kind, sides = fitting[0]
             return Layout(kind, *sides, _reduction(sides, stride, size))
     if len(shape) == 3:
-        for height, width in _sides(stride, size):
-            front = shape[1] - height * width
-            if front == prefix or (prefix is None and 0 <= front <= PREFIXES) or front == 0:
-                return Layout("tokens", height, width, _reduction((height, width), stride, size), front)
+        for each in (stride, *strides):
+            for height, width in _sides(each, size):
+                front = shape[1] - height * width
+                usual = each == stride and prefix is None and 0 <= front <= PREFIXES
+                if front in (0, prefix) or usual:
+                    return Layout("tokens", height, width, _reduction((height, width), each, size), front)
     return f"is {'x'.join(map(str, shape))}, of which no part has the shape of the image"
 
 

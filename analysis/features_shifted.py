@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
-from analysis.moving import Padding
+from analysis.moving import Fill, Padding
 from analysis.opening import versions_of
 from analysis.parts import Level, Unit
 from analysis.result import Result, Row
@@ -61,6 +61,7 @@ def equivariance(
     shifts: Sequence[float | Shift] | None = None,
     padding: Padding = "circular",
     border: Border = "keep",
+    fill: Fill = 0.0,
     seed: int = 0,
     limit: int | None = None,
     memory: int | str = "1GiB",
@@ -91,6 +92,7 @@ def equivariance(
             pad with zeros errs there, and by more the deeper one looks. "mirror" or "black", with ``border="crop"``.
         border: "crop" leaves out the positions that a shift has brought in, and one more (not what zero padding
             spreads); "keep" counts all.
+        fill: Value of black for "black": one for all channels of the images, or one each.
         seed: Of the draws behind the intervals, and of models that draw at random.
         limit: Most images.
         memory: What features of a piece of a batch may take, bytes or as "1GiB".
@@ -122,11 +124,12 @@ def equivariance(
     wanted = _shifts(shifts, taps, size)
     errors = ShiftErrors(taps, wanted, padding, border)
     images_at_once = max(1, min(PIECE, size_in_bytes(memory) // (4 * sum(tap.values for tap in taps))))
-    complete = run_shifted(module, data, errors, images_at_once, limit, seed, progress)
+    complete = run_shifted(module, data, errors, images_at_once, limit, seed, progress, fill)
     rows = _rows(taps, errors, seed)
     settings = {
         "model": _name(module), "input_size": list(size), "images": errors.images, "padding": padding,
-        "border": border, "units": units if isinstance(units, str) else "by name", "seed": seed, "limit": limit,
+        "border": border, "fill": np.atleast_1d(fill).tolist(),
+        "units": units if isinstance(units, str) else "by name", "seed": seed, "limit": limit,
         "complete": complete, "notes": notes, "command": command, "versions": versions_of(),
     }  # fmt: skip
     return Equivariance(rows, _summary(rows, notes, complete), settings)

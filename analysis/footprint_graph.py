@@ -80,9 +80,10 @@ class Paths:
         return found
 
     def last(self) -> list[fx.Node]:
-        """Known maps that nothing known reads."""
-        read = {source for sources in self.sources.values() for source, _ in sources}
-        return [node for node in self.sources if node not in read and min(self.places[node].size) > 1]
+        """Known maps that no other known map reads."""
+        maps = [node for node in self.sources if max(self.places[node].size) > 1]
+        read = {source for node in maps for source, _ in self.sources[node]}
+        return [node for node in maps if node not in read]
 
     def reads_of_image(self, seeds: Iterable[fx.Node]) -> tuple[Cell | None, list[str]]:
         """How often each position of the image is read by all outputs of ``seeds``, each counted once.
@@ -143,7 +144,7 @@ class Paths:
         return (period[0] // int(down), period[1] // int(right))
 
     def _visit(self, node: fx.Node) -> None:
-        known = [n for n in node.all_input_nodes if n in self.places]
+        known = [n for n in node.all_input_nodes if n in self.places] or self._begin_anew(node)
         if not known:
             return
         first, out = known[0], shape_of(node)
@@ -155,6 +156,16 @@ class Paths:
         elif not self._mixes(node, place):
             alike = [n for n in known if _same(self.places[n], place, out) and len(shape_of(n)) == len(out)]
             self._add(node, place if alike else None, [(n, []) for n in alike])
+
+    def _begin_anew(self, node: fx.Node) -> list[fx.Node]:
+        """The map that a layer reads behind what is not known: its reads count, but lead no further back."""
+        source = next(iter(node.all_input_nodes))
+        layer = self._layer(node)
+        spatial = isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) or type(layer).__name__.startswith("SPD")
+        if not spatial or len(shape_of(source)) != 4:
+            return []
+        self.places[source] = Place((2, 3), shape_of(source)[2:], (1.0, 1.0))  # type: ignore[arg-type]
+        return [source]
 
     def _add(self, node: fx.Node, place: Place | None, sources: list[tuple[fx.Node, list[Transfer]]]) -> None:
         if place is not None:
@@ -214,6 +225,8 @@ def function_transfers(node: fx.Node, place: Place) -> list[Transfer] | None:
 
 def path_of(node: fx.Node) -> str:
     """The path of a layer, or of a functional call as sites are named."""
+    if node.op == "placeholder":
+        return "the image"
     return str(node.target) if node.op == "call_module" else function_path(node)
 
 

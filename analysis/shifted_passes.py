@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from analysis.interrupts import breathe
-from analysis.moving import shift_images
+from analysis.moving import Fill, shift_images
 from analysis.perturb import untouched
 from analysis.shift_errors import ShiftErrors
 from analysis.tapping import listening
@@ -53,7 +53,14 @@ def size_of(data: Any) -> tuple[int, int, int]:
 
 
 def run_shifted(
-    module: nn.Module, data: Iterable[Any], errors: ShiftErrors, at_once: int, limit: int | None, seed: int, show: bool
+    module: nn.Module,
+    data: Iterable[Any],
+    errors: ShiftErrors,
+    at_once: int,
+    limit: int | None,
+    seed: int,
+    show: bool,
+    fill: Fill = 0.0,
 ) -> bool:
     """Go over the data, with one pass for the images and one for each shift; the model is put back bit for bit.
 
@@ -65,6 +72,7 @@ def run_shifted(
         limit: Most images.
         seed: Of models that draw at random.
         show: The progress.
+        fill: Value of black.
 
     Returns:
         False where Ctrl-C ended it.
@@ -74,7 +82,7 @@ def run_shifted(
         try:
             with _progress(show) as advance:
                 for images in _pieces(data, at_once, limit):
-                    _piece(module, images.to(device), errors, seed)
+                    _piece(module, images.to(device), errors, seed, fill)
                     advance()
         except KeyboardInterrupt:
             if not errors.images:
@@ -98,7 +106,7 @@ def _pieces(data: Iterable[Any], at_once: int, limit: int | None) -> Iterator[Te
             return
 
 
-def _piece(module: nn.Module, images: Tensor, errors: ShiftErrors, seed: int) -> None:
+def _piece(module: nn.Module, images: Tensor, errors: ShiftErrors, seed: int, fill: Fill) -> None:
     """One forward pass of the images, and one for each shift."""
     taps, known = list(errors.taps.values()), {name: b.clone() for name, b in _counters(module)}
 
@@ -111,7 +119,7 @@ def _piece(module: nn.Module, images: Tensor, errors: ShiftErrors, seed: int) ->
 
     run(images, errors.keep)
     for shift in errors.shifts:
-        run(shift_images(images, *shift, padding=errors.padding), partial(errors.compare, shift))
+        run(shift_images(images, *shift, padding=errors.padding, fill=fill), partial(errors.compare, shift))
     errors.finish(len(images))
 
 

@@ -86,10 +86,10 @@ def find_taps(
     if pools and isinstance(units, str):
         wanted += [(path, path, "pool") for path in _pools(module, answers) if not _lies_in_one(path, inside)]
     prefix, last = getattr(module, "num_prefix_tokens", None), getattr(module, "output_fmt", None) == "NHWC"
-    found: list[Tap] = []
+    found, strides = list[Tap](), sorted(set(totals.values()))
     for name, path, what in wanted:
         value, order = answers[path].meta["val"], answers[path].meta["order"]
-        layout = layout_of(tuple(value.shape), totals[answers[path]], size[1:], last, prefix)
+        layout = layout_of(tuple(value.shape), totals[answers[path]], size[1:], last, prefix, strides)
         if isinstance(layout, str):
             notes.append(f"{name}: {layout}")
         else:

@@ -73,7 +73,7 @@ def test_zero_padding_errs_at_the_border_only() -> None:
     )
     assert kept.rows[0]["error"] > 0.05 and cropped.rows[0]["error"] < ROUNDING
     black = analysis.equivariance(
-        net, batches(), units="layer", shifts=(1,), padding="black", border="crop", progress=False
+        net, batches(), units="layer", shifts=(1,), padding="black", border="crop", fill=(0.3, 0.1, -2), progress=False
     )
     assert black.rows[0]["error"] < ROUNDING
     gone = analysis.equivariance(net, batches(8), units="layer", shifts=(5,), border="crop", progress=False)

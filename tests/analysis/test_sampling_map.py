@@ -203,6 +203,28 @@ def test_a_detector() -> None:
     assert found.states == ["before", "after"] and not found.even("before") and found.even("after")
 
 
+def test_behind_what_is_not_known_counting_begins_anew() -> None:
+    class Cut(nn.Module):
+        """Space-to-depth by hand, which no rule knows, then a strided conv."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Reshape and convolve."""
+            n, _, h, w = x.shape
+            x = x.view(n, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3).reshape(n, 4, h // 2, w // 2)
+            y: Tensor = self.conv(x[:, :1])
+            return y
+
+    rows = rows_of(Cut())
+    assert rows[0]["pattern"] == "1 2 / 2 4" and rows[0]["image_min"] is None
+    assert rows[-1]["image_uneven_share"] is None and "left out" in rows[-1]["note"]
+    with pytest.raises(analysis.AnalysisError, match="nothing is known"):
+        analysis.sampling_map(Cut(), (1, 32, 32)).even()
+
+
 def test_before_may_be_given() -> None:
     plain = nn.Sequential(conv(3, 2, 1))
     found = analysis.sampling_map(nn.Sequential(conv(2, 2)), (1, 8, 8), before=plain)
