@@ -20,8 +20,9 @@ from analysis.layerwise import robustness as measure_robustness
 from analysis.parts import Level, Unit
 from analysis.result import Result
 from analysis.studying import units_of
-from analysis.unit_flow import METHODS, Job
-from analysis.unit_taps import Place, places_of, tapped
+from analysis.unit_flow import BRANCH, METHODS, Job
+from analysis.unit_taps import Place, identity_blocks, places_of, tapped
+from surgeon import locate
 from surgeon.errors import AnalysisError
 from surgeon.host import InputSize
 
@@ -69,7 +70,8 @@ def attribution(
         model: A classifier, or a ``YOLO``/``RTDETR`` object.
         data: Batches of (images, class indices); of a detector a data yaml, or batches of (images, [{"boxes",
             "labels"}]).
-        method: "conductance", "integrated_gradients" or "gradient_x_activation", or several (`analysis.unit_flow`).
+        method: "conductance", "branch_conductance" (of residual blocks without what their skip carries),
+            "integrated_gradients" or "gradient_x_activation", or several (`analysis.unit_flow`).
         units: "layer", "block" or "stage", or a list from :func:`analysis.units`.
         baseline: "zero", "mean" (each image's mean colour), "blur", a number, or a tensor of one image; as the model
             takes them, so that "zero" of normalised images is the mean colour of the data.
@@ -193,7 +195,10 @@ def _places(explained: Explained, members: Sequence[Unit], images: Tensor, targe
     def run(some: Tensor) -> Any:
         return explained.objective(some, targets[:1].expand(len(some)))
 
-    return places_of(explained.module, members, run, images)
+    skipped = (
+        identity_blocks(locate(explained.module, explained.input_size)) if BRANCH in explained.asked.methods else ()
+    )
+    return places_of(explained.module, members, run, images, skipped)
 
 
 def _add(explained: Explained, found: Found, images: Tensor, targets: Tensor) -> None:

@@ -19,6 +19,7 @@ from analysis.parts import Unit
 from analysis.ranking import median_interval, rank_agreement
 from analysis.result import Result, Row, as_text
 from analysis.stored import read_result
+from analysis.unit_flow import BRANCH
 from analysis.unit_taps import Place
 from surgeon.errors import AnalysisError
 from surgeon.table import table
@@ -136,7 +137,8 @@ def result_of(explained: Explained, found: Found, beside: Beside | None, origin:
 
 def _row(column: Column, beside: Beside | None) -> Row:
     place, shares = column.place, column.shares if column.shares is not None and len(column.shares) else None
-    head = {"method": column.method, "unit": place.unit.name, "path": place.unit.path, "taken": place.taken}
+    taken = place.taken + (", less its input" if place.skipped and column.method == BRANCH else "")
+    head = {"method": column.method, "unit": place.unit.name, "path": place.unit.path, "taken": taken}
     row: Row = {
         **head,
         "params": place.unit.params,

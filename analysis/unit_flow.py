@@ -18,6 +18,7 @@ from analysis.unit_taps import Tap
 from surgeon.errors import AnalysisError
 
 UNUSED = {"materialize_grads": True}  # zeros where nothing reads a tensor
+BRANCH = "branch_conductance"
 Point = tuple[Tensor, Tensor]  # output of a unit and its gradient, (N, values)
 
 
@@ -90,6 +91,17 @@ def conductance(job: Job) -> Tensor:
     return torch.cat([_along(part) for part in job.split(job.at_once // (job.steps + 1))])
 
 
+def branch_conductance(job: Job) -> Tensor:
+    """Conductance of what a unit's own values make: of residual blocks with identity skips that of output less input.
+
+    What a skip carries past a block says nothing about the block. Units without such a skip have their conductance.
+
+    Returns:
+        As of :func:`conductance`.
+    """
+    return torch.cat([_along(part, branch=True) for part in job.split(job.at_once // (job.steps + 1))])
+
+
 def integrated_gradients(job: Job) -> Tensor:
     """Integrated gradients along the straight path of the unit's output, from that of the baseline to its own.
 
@@ -123,6 +135,7 @@ def gradient_x_activation(job: Job) -> Tensor:
 
 METHODS: dict[str, Callable[[Job], Tensor]] = {
     "conductance": conductance,
+    BRANCH: branch_conductance,
     "integrated_gradients": integrated_gradients,
     "gradient_x_activation": gradient_x_activation,
 }
@@ -169,29 +182,31 @@ def _sums(attributed: Tensor, error: Tensor | float) -> Tensor:
     return torch.stack([exact.abs().sum(1), signed, torch.as_tensor(error).to(signed).expand_as(signed)], 1)
 
 
-def _along(job: Job) -> Tensor:
+def _along(job: Job, branch: bool = False) -> Tensor:
     """Conductance of images whose path fits into one pass, or of one image in several."""
     images, count = len(job.images), max(1, job.at_once // len(job.images))
     rules = [Trapezoid() for _ in job.taps]
     for alphas in torch.split(torch.linspace(0, 1, job.steps + 1, dtype=torch.float64), count):
         path = torch.cat([job.baseline + alpha * (job.images - job.baseline) for alpha in alphas.tolist()])
-        found = _points(job, path, job.targets.repeat(len(alphas)))
+        found = _points(job, path, job.targets.repeat(len(alphas)), branch)
         for rule, (values, slopes) in zip(rules, found, strict=True):
             for point in zip(torch.split(values, images), torch.split(slopes, images), strict=True):
                 rule.add(point)
     return torch.stack([rule.sums() for rule in rules], 1)
 
 
-def _points(job: Job, images: Tensor, targets: Tensor) -> list[Point]:
-    """Outputs of all units and the gradients there."""
+def _points(job: Job, images: Tensor, targets: Tensor, branch: bool = False) -> list[Point]:
+    """Outputs of all units (less what skips carry) and the gradients there."""
     kind = captum_attr("attribution").LayerGradientXActivation
     given = images.detach().clone().requires_grad_()
     found = kind(job.objective, list(job.taps), multiply_by_inputs=False).attribute(
         given, additional_forward_args=(targets,), grad_kwargs=UNUSED
     )
-    return [
-        (_flat(tap.seen, len(images)), _flat(slope, len(images))) for tap, slope in zip(job.taps, found, strict=True)
-    ]
+    values = [_flat(tap.seen, len(images)) for tap in job.taps]
+    if branch:
+        own = zip(values, job.taps, strict=True)
+        values = [v if tap.entered is None else v - _flat(tap.entered, len(images)) for v, tap in own]
+    return [(value, _flat(slope, len(images))) for value, slope in zip(values, found, strict=True)]
 
 
 def _flat(value: Tensor | None, images: int) -> Tensor:
@@ -224,4 +239,4 @@ def _integrated(job: Job) -> Tensor:
     return torch.stack(found, 1)
 
 
-__all__ = ["METHODS", "Job", "captum_attr", "conductance", "gradient_x_activation", "integrated_gradients"]
+__all__ = ["BRANCH", "METHODS", "Job", "captum_attr", "conductance", "gradient_x_activation", "integrated_gradients"]

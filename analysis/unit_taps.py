@@ -7,9 +7,9 @@ a tensor that an in-place addition has changed since, or the answer of another c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from analysis.unit_names import Unit
 from surgeon.errors import AnalysisError
+from surgeon.site import Site
 
 TOLERANCE = 1e-3  # of the largest value, by which an image alone may differ from the same in a batch
 
@@ -34,6 +35,7 @@ class Place:
         values: Numbers per image.
         shape: Of the tensor, for one image.
         taken: All this in words.
+        skipped: Whether the unit adds its input to what it computes, all skips of its code being identities.
         trouble: Why there is none; then the others mean nothing.
     """
 
@@ -44,6 +46,7 @@ class Place:
     values: int = 0
     shape: tuple[int, ...] = ()
     taken: str = ""
+    skipped: bool = False
     trouble: str = ""
 
 
@@ -52,6 +55,7 @@ class Tap(nn.Module):
 
     Attributes:
         seen: The tensor of the last pass.
+        entered: What went into the unit then, where a skip adds that to its output.
         held: Is passed on instead, where it is set.
     """
 
@@ -59,6 +63,7 @@ class Tap(nn.Module):
         super().__init__()
         self.place, self.count = place, 0
         self.seen: Tensor | None = None
+        self.entered: Tensor | None = None
         self.held: Tensor | None = None
 
     def forward(self, value: Tensor) -> Tensor:
@@ -67,6 +72,11 @@ class Tap(nn.Module):
         value = value if value.requires_grad else value.detach().requires_grad_()
         self.seen = value.detach()
         return value
+
+    def before(self, module: nn.Module, given: Any) -> None:
+        """Of the unit's module: keeps a copy of what goes in, as the unit may write into it."""
+        if self.place is not None and self.place.skipped and self.count + 1 == self.place.calls:
+            self.entered = next(leaf for leaf in tree_flatten(given)[0] if _is_value(leaf)).detach().clone()
 
     def hook(self, module: nn.Module, given: Any, answer: Any) -> Any:
         """Of the unit's module: sends the answer of its last call through the tap.
@@ -103,6 +113,7 @@ def tapped(module: nn.Module, places: Sequence[Place]) -> Iterator[list[Tap]]:
     handles = [module.register_forward_pre_hook(begin)]
     try:
         for tap, place in zip(taps, places, strict=True):
+            handles.append(module.get_submodule(place.path).register_forward_pre_hook(tap.before))
             handles.append(module.get_submodule(place.path).register_forward_hook(tap.hook))
         yield taps
     finally:
@@ -110,7 +121,13 @@ def tapped(module: nn.Module, places: Sequence[Place]) -> Iterator[list[Tap]]:
             handle.remove()
 
 
-def places_of(module: nn.Module, units: Sequence[Unit], run: Callable[[Tensor], Any], images: Tensor) -> list[Place]:
+def places_of(
+    module: nn.Module,
+    units: Sequence[Unit],
+    run: Callable[[Tensor], Any],
+    images: Tensor,
+    skipped: Collection[str] = (),
+) -> list[Place]:
     """Find the output of each unit: that of whichever of its modules finishes last.
 
     The model is run on two images and on one of them alone, which tells how a tensor holds its images.
@@ -120,6 +137,7 @@ def places_of(module: nn.Module, units: Sequence[Unit], run: Callable[[Tensor], 
         units: Wanted.
         run: A forward pass of the module.
         images: At least one.
+        skipped: Paths of blocks that add their input to what they compute (:func:`identity_blocks`).
 
     Returns:
         One for each unit, in order.
@@ -142,7 +160,29 @@ def places_of(module: nn.Module, units: Sequence[Unit], run: Callable[[Tensor], 
         )
     both = _Watch(module, paths).over(run, torch.cat([first, images[1:2] if len(images) > 1 else first.flip(-1)]))
     alone = _Watch(module, paths).over(run, first)
-    return [_place(unit, both, alone) for unit in units]
+    places = [_place(unit, both, alone) for unit in units]
+    return [replace(place, skipped=place.unit.residual and place.path in skipped) for place in places]
+
+
+def identity_blocks(sites: Iterable[Site]) -> set[str]:
+    """Paths of the residual blocks whose code adds nothing but its input, unprojected, to what it computes from it.
+
+    Args:
+        sites: Of the model, as :func:`surgeon.locate` lists them.
+
+    Example:
+        >>> import surgeon, timm
+        >>> sorted(identity_blocks(surgeon.locate(timm.create_model("test_resnet"))))
+        ['layer1.0']
+    """
+    owners: dict[str, list[bool]] = {}
+    blocks = set()
+    for site in sites:
+        if site.kind == "skip":
+            owners.setdefault(site.path.partition(":")[0], []).append(site.type_name == "identity")
+        elif site.kind == "block" and site.in_shape == site.out_shape:
+            blocks.add(site.path)
+    return {path for path in blocks if owners.get(path) and all(owners[path])}
 
 
 @dataclass
@@ -209,4 +249,4 @@ def _keeps_apart(two: Tensor, one: Tensor) -> bool:
     return bool((left - right).abs().max() <= TOLERANCE * right.abs().max().clamp_min(1e-12))
 
 
-__all__ = ["Place", "Tap", "places_of", "tapped"]
+__all__ = ["Place", "Tap", "identity_blocks", "places_of", "tapped"]

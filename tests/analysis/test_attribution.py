@@ -131,6 +131,41 @@ def test_a_dead_unit_gets_nothing() -> None:
         assert alive["two"] > 0.01
 
 
+class Skip(nn.Module):
+    """A block that adds its input, around two linear layers, or one that projects it."""
+
+    def __init__(self, features: int, out: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(features, 7, 1, bias=False), nn.Conv2d(7, out, 1, bias=False)
+        self.project = None if out == features else nn.Conv2d(features, out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.up(x))
+        y += x if self.project is None else self.project(x)
+        return y
+
+
+def test_what_a_block_makes_is_told_from_what_its_skip_carries() -> None:
+    model = nn.Sequential(Skip(3, 3), Skip(3, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).double()
+    (images, targets), *_ = data = batches(8, (3, 4, 4), 4, 8, dtype=torch.float64)
+    asked: dict[str, Any] = {"method": ["conductance", "branch_conductance"], "units": "block"}
+    found = explain(model, data, **asked)
+    one, two, rest = [row["unit"] for row in found.rows[:3]]
+    first, second = model[0], model[1]
+    there = second.down.weight.flatten(1) @ second.up.weight.flatten(1) + second.project.weight.flatten(1)
+    made, weights = first.down(first.up(images)).flatten(2), model[4].weight[targets] / 16
+    share, whole = (torch.einsum("no,oc,ncp->n", weights, there, m) for m in (made, made + images.flatten(2)))
+    own = by_unit(found, "signed_share", "branch_conductance")
+    assert np.median((share / whole).detach()) == pytest.approx(own[one], rel=1e-6)
+    assert by_unit(found, "taken", "branch_conductance")[one].endswith("less its input")
+    assert [own[two], own[rest]] == pytest.approx([1, 1], rel=1e-6)  # the second projects, so all of it is its own
+    assert np.allclose(list(by_unit(found, "signed_share").values()), 1, rtol=1e-6)
+    with torch.no_grad():
+        first.down.weight.zero_()
+    dead = explain(model, data, **asked)
+    assert by_unit(dead, "absolute_share", "branch_conductance")[one] == 0 < by_unit(dead, "absolute_share")[one]
+
+
 # ranks
 
 
@@ -309,7 +344,7 @@ def test_predicted_classes() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"method": "conductanse"}, "did you mean 'conductance'.*known: conductance, integrated_gradients"),
+        ({"method": "conductanse"}, "did you mean 'conductance'.*known: conductance, branch_conductance"),
         ({"method": []}, "name one or several"),
         ({"steps": 5}, "steps is 5; give an even number"),
         ({"target": "confidence"}, "a classifier's class is 'label' or 'predicted'"),

@@ -28,6 +28,7 @@ its likeliest class. `target="label"` explains the right class, `"predicted"` th
 | method | what a number in a unit's output gets |
 |---|---|
 | `conductance` | gradient times change of the number, summed along the straight path from b to x (Dhamdhere 2019) |
+| `branch_conductance` | the same of output less input, where a residual block's skip is an identity: what the block adds |
 | `integrated_gradients` | mean gradient on the path of *this unit's output*, times its change (Sundararajan 2017) |
 | `gradient_x_activation` | gradient times value, at x alone |
 
@@ -77,8 +78,7 @@ Spearman's correlation of absolute share and loss when drawn anew, over the unit
 
 {verdicts}
 
-Every unit of these nets carries all of the answer, so that what ranks them is how much cancels inside: that depends on
-width and resolution as much as on the unit. Read a correlation as no more than that.
+XX
 
 ![shares of the ResNet's blocks, and what drawing them anew costs](attribution_units.png)
 

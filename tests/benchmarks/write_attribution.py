@@ -28,7 +28,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 SEEDS, IMAGES, BATCH, STEPS = (0, 1, 2), 225, 25, 50
 EXPLAINED = 75
 NETS = {"fcn": "FCN 3x256", "vgg": "VGG-11 of a quarter width", "resnet": "ResNet of twelve blocks"}
-METHODS = ("conductance", "integrated_gradients", "gradient_x_activation")
+METHODS = ("conductance", "branch_conductance", "integrated_gradients", "gradient_x_activation")
+OF_SKIPS = METHODS[1]  # as conductance, where there is no skip
 MAPS = ("saliency", "integrated_gradients", "smoothgrad")
 SHIFTS = (1, 2, 3, 4, 8)
 SHOWN = (1, 3, 4, 8)
@@ -40,6 +41,11 @@ VARIANTS = {
 }
 LEVEL = 0.05
 Found = dict[tuple[str, int], StoredResult]
+
+
+def methods(net: str) -> list[str]:
+    """What is asked of a net."""
+    return [method for method in METHODS if net == "resnet" or method != OF_SKIPS]
 
 
 def recipe_of(name: str, seed: int, **changes: Any) -> recipes.RecipeFile:
@@ -82,7 +88,7 @@ def units(runs: Path) -> Found:
             def compute(recipe: Any = recipe, net: str = net, seed: int = seed) -> Any:
                 model, data = trained(recipe, runs / f"{net}_seed_{seed}", "weights"), validation(recipe)
                 beside = analysis.robustness(model, data, draws=3, tolerance=0.02, seed=seed)
-                more: dict[str, Any] = {"method": METHODS, "steps": STEPS, "seed": seed, "limit": EXPLAINED}
+                more: dict[str, Any] = {"method": methods(net), "steps": STEPS, "seed": seed, "limit": EXPLAINED}
                 return analysis.attribution(model, data, robustness=beside, **more)
 
             found[net, seed] = kept(runs / f"units_{net}_seed_{seed}.json", compute)
@@ -120,7 +126,7 @@ def rank_table(found: Found) -> str:
     """Rank correlations of each net and method."""
     lines = []
     for net, words in NETS.items():
-        for method in METHODS:
+        for method in methods(net):
             ranks = [found[net, seed].settings["rank_correlation"][method] for seed in SEEDS]
             told = [
                 f"{r['spearman']:+.2f} ({r['low_95']:+.2f} to {r['high_95']:+.2f}, p {r['p_value']:.2g})" for r in ranks
@@ -140,7 +146,7 @@ def verdicts(found: Found) -> str:
     """What the correlations come to, net by net."""
     lines = []
     for net, words in NETS.items():
-        for method in METHODS:
+        for method in methods(net):
             ranks = [found[net, seed].settings["rank_correlation"][method] for seed in SEEDS]
             sure = [sum(sign * r["spearman"] > 0 and r["p_value"] < LEVEL for r in ranks) for sign in (1, -1)]
             if sure[0] == len(SEEDS):
