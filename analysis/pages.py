@@ -113,7 +113,7 @@ def write_report(
 
 
 def _section(result: Result, name: str) -> Section:
-    settings = {key: value for key, value in result.settings.items() if key not in ("command", "versions")}
+    settings = {key: value for key, value in result.settings.items() if key not in ("command", "versions", "drawn")}
     own = result.settings.get("versions", "")
     pictures, troubles = _pictures(result, name)
     return Section(
