@@ -28,7 +28,7 @@ its likeliest class. `target="label"` explains the right class, `"predicted"` th
 | method | what a number in a unit's output gets |
 |---|---|
 | `conductance` | gradient times change of the number, summed along the straight path from b to x (Dhamdhere 2019) |
-| `branch_conductance` | the same of output less input, where a residual block's skip is an identity: what the block adds |
+| `branch_conductance` | the same of output less input, where a residual block's skip is an identity |
 | `integrated_gradients` | mean gradient on the path of *this unit's output*, times its change (Sundararajan 2017) |
 | `gradient_x_activation` | gradient times value, at x alone |
 
@@ -78,7 +78,10 @@ Spearman's correlation of absolute share and loss when drawn anew, over the unit
 
 {verdicts}
 
-XX
+The output of every unit of these nets carries all of the answer (signed share 1), skips included, so that what ranks
+them is how much cancels inside: that mostly falls with depth, as maps get smaller, whatever a unit is worth.
+`branch_conductance` leaves out what skips carry past a block, and so tells the blocks that add much from those that
+add little.
 
 ![shares of the ResNet's blocks, and what drawing them anew costs](attribution_units.png)
 
