@@ -108,6 +108,7 @@ def equivariance(
         SurgeonError: When the model cannot be recorded.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"), nn.ReLU())
         >>> result = equivariance(net, [torch.rand(4, 3, 8, 8)], units="layer", shifts=(1, 2), progress=False)
         >>> [(row["dx_px"], row["error"] < 1e-5) for row in result.rows]

@@ -42,7 +42,7 @@ def draw(result: Result) -> Figure:
     highest = 0.0
     for i, shift in enumerate(shifts):
         mine = [row for row in result.rows if (row["dx_px"], row["dy_px"]) == shift and row.get(key) is not None]
-        colour = colours(0.9 * i / max(len(shifts) - 1, 1))
+        colour = colours(0.25 + 0.6 * i / max(len(shifts) - 1, 1))  # seen on white and on black
         highest = max(highest, _line(axes, mine, units, key, colour, MARKERS[i % len(MARKERS)], _words(shift)))
     if key == "relative_error":
         axes.axhline(1, color="black", linewidth=1, linestyle="--", label="another image")

@@ -20,7 +20,7 @@ Lines = Mapping[float, Sequence[Fraction]]  # of each period: frequencies per pi
 SPARE = 3  # points beside the numbers that are fitted
 EXACT = 1e-14  # of the squares of a curve: what rounding leaves
 DEGREE = 3  # of the polynomial that every curve may have
-SLOW = 3  # cycles in a curve that still count as trend
+SLOW = 2  # cycles in a curve that still count as trend
 
 
 class LineFit:
@@ -152,11 +152,11 @@ def base_columns(x: Array) -> Array:
 
 
 def slow_columns(x: Array, step: float, longest: float) -> Array:
-    """What counts as trend: :func:`base_columns`, and cosines of up to three cycles, one less than the longest period.
+    """What counts as trend: :func:`base_columns`, and cosines of up to two cycles, one less than the longest period.
 
     Example:
         >>> slow_columns(np.arange(-16.0, 17.0), 1.0, 8.0).shape
-        (33, 11)
+        (33, 9)
     """
     at = (np.arange(len(x)) + 0.5) / len(x)
     cycles = len(x) * step / longest

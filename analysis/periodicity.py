@@ -69,7 +69,7 @@ def aliasing(
     every s pixels. A period is *periodic* where those of its frequencies that no shorter period has explain more than
     they do in curves without any period: white noise and a smooth part (a bump, a slope, red noise) of the shape that
     fits best, put through the same fit. p-values are corrected by Holm's rule for all periods and directions tested.
-    Shares are of the variance around a smooth trend: a cubic, a kink at no shift, and what has up to three cycles.
+    Shares are of the variance around a smooth trend: a cubic, a kink at no shift, and what has up to two cycles.
 
     Args:
         rows: A result of :func:`analysis.translation`, its rows (``dx_px``, ``dy_px``, the column), or a pair of

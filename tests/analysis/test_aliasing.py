@@ -60,7 +60,7 @@ def test_the_share_is_that_which_was_planted() -> None:
         four = next(period for period in found.periods if period.period == 4)
         shares.append(four.own_share)
         heights.append(four.amplitude)
-    assert np.mean(shares) == pytest.approx((65 + 2) / (65 + 54), abs=0.05)  # the trend takes 11 of 65 off the noise
+    assert np.mean(shares) == pytest.approx((65 + 2) / (65 + 56), abs=0.05)  # the trend takes 9 of 65 off the noise
     assert np.mean(heights) == pytest.approx(math.sqrt(2), rel=0.1)
 
 

@@ -128,6 +128,20 @@ def test_an_exact_rewrite_reads_what_it_read_until_it_learns() -> None:
     assert analysis.sampling_map(net, (1, 32, 32), weights="nonzero").even()
 
 
+UNLIKE = [conv((5, 3), (2, 3), (1, 0)), conv((2, 3), (3, 2), (0, 1), dilation=(2, 1)), conv(4, (1, 2), 2)]
+
+
+@pytest.mark.parametrize("layer", UNLIKE, ids=str)
+def test_taps_keep_their_places(layer: nn.Conv2d) -> None:
+    """Rows and columns, strides, dilations that differ: what a rewritten layer uses is what the old one used."""
+    net = surgeon.apply(nn.Sequential(layer), "spd", (1, 36, 36))
+    used, before = (rows_of(net, 36, weights="nonzero", before=b) for b in (False, None))
+    old = before[0]
+    assert surgeon.record(net).count("rewritten") == 1 and old["state"] == "before"
+    for key in ("pattern", "reads_min", "reads_max", "unread_share", "uneven_share", "image_spread"):
+        assert used[0][key] == old[key], key
+
+
 OPERATED = [
     ({"spd": {"order": "conv-spd"}}, True),
     ({"spd": {"kernel": "minimal"}}, True),
