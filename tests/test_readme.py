@@ -26,10 +26,10 @@ def run(command, folder):
 
 def test_there_is_nothing_but_what_is_run_here():
     assert {kind for kind, _ in BLOCKS} == {"bash", "python", "yaml"}
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose", "inside", "detectors"])
+@pytest.mark.parametrize("code", blocks("python"), ids=["twelve lines", "choose", "inside", "shifts", "detectors"])
 def test_python_block(code, tmp_path):
     (tmp_path / "block.py").write_text(f"import torch\ntorch.set_num_threads(2)\n{code}")
     out = run([sys.executable, "-W", "error", "block.py"], tmp_path)
@@ -68,6 +68,15 @@ def test_demo(tmp_path):
     out = run([sys.executable, "-m", "recipes.cli", "demo", "--quick", "--out", "demo"], tmp_path)
     assert "strided_conv" in out
     assert {path.suffix for path in (tmp_path / "demo").rglob("*")} >= {".json", ".safetensors", ".png", ".jsonl"}
+
+
+def test_links_lead_to_files():
+    """Of the README and of every page it leads to."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))]
+    assert len(links) > 40
+    lost = [(page.name, link) for page, link in links if ":" not in link and not (page.parent / link).exists()]
+    assert lost == []
 
 
 def test_contributing_names_commands_and_files_that_exist():

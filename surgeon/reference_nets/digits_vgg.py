@@ -5,6 +5,7 @@ For experiments whose selections count the layers of VGG-16 ("the last 31%" is f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -42,18 +43,8 @@ class DigitsVGG16(DigitsConvNet):
     ) -> None:
         nn.Module.__init__(self)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        layers: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
-        before = in_chans
-        for stage, (channels, convs) in enumerate(STAGES):
-            for _ in range(convs):
-                layers.append(_conv(before, channels, 1, norm=True))
-                before = channels
-            layers.append(nn.MaxPool2d(2))
-            module = f"features.{len(layers) - 1}"
-            self.feature_info.append({"num_chs": channels, "reduction": 2 ** (stage + 1), "module": module})
-        self.features = nn.Sequential(*layers)
-        self.num_features = self.head_hidden_size = before
+        self.features, self.feature_info = vgg_stages(STAGES, in_chans)
+        self.num_features = self.head_hidden_size = STAGES[-1][0]
         self.global_pool, self.fc = create_classifier(before, num_classes, pool_type=global_pool)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
@@ -62,6 +53,25 @@ class DigitsVGG16(DigitsConvNet):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last feature map, (N, 32, H/32, W/32)."""
         return cast(torch.Tensor, self.features(x))
+
+
+def vgg_stages(stages: Sequence[tuple[int, int]], in_chans: int) -> tuple[nn.Sequential, list[dict[str, Any]]]:
+    """Convs of 3x3 with BatchNorm, a max pool behind each stage; and what timm's ``feature_info`` says of them.
+
+    Args:
+        stages: Channels and number of convs of each.
+        in_chans: Channels of the image.
+    """
+    layers: list[nn.Module] = []
+    info: list[dict[str, Any]] = []
+    before = in_chans
+    for stage, (channels, convs) in enumerate(stages):
+        for _ in range(convs):
+            layers.append(_conv(before, channels, 1, norm=True))
+            before = channels
+        layers.append(nn.MaxPool2d(2))
+        info.append({"num_chs": channels, "reduction": 2 ** (stage + 1), "module": f"features.{len(layers) - 1}"})
+    return nn.Sequential(*layers), info
 
 
 default_cfgs = generate_default_cfgs(

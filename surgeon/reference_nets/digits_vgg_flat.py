@@ -14,7 +14,8 @@ from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from surgeon.reference_nets.digits import DigitsConvNet, _conv
+from surgeon.reference_nets.digits import DigitsConvNet
+from surgeon.reference_nets.digits_vgg import vgg_stages
 
 __all__ = ["DigitsVGGFlat"]
 
@@ -56,19 +57,9 @@ class DigitsVGGFlat(DigitsConvNet):
     ) -> None:
         nn.Module.__init__(self)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        layers: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
-        before = in_chans
-        for stage, (channels, convs) in enumerate(STAGES):
-            for _ in range(convs):
-                layers.append(_conv(before, channels, 1, norm=True))
-                before = channels
-            layers.append(nn.MaxPool2d(2))
-            module = f"features.{len(layers) - 1}"
-            self.feature_info.append({"num_chs": channels, "reduction": 2 ** (stage + 1), "module": module})
-        self.features = nn.Sequential(*layers)
+        self.features, self.feature_info = vgg_stages(STAGES, in_chans)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.num_features, self.positions = before, math.prod(side // 2 ** len(STAGES) for side in sides)
+        self.num_features, self.positions = STAGES[-1][0], math.prod(side // 2 ** len(STAGES) for side in sides)
         self.reset_classifier(num_classes, global_pool)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
