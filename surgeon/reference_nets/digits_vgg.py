@@ -45,7 +45,7 @@ class DigitsVGG16(DigitsConvNet):
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.features, self.feature_info = vgg_stages(STAGES, in_chans)
         self.num_features = self.head_hidden_size = STAGES[-1][0]
-        self.global_pool, self.fc = create_classifier(before, num_classes, pool_type=global_pool)
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
