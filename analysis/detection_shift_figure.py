@@ -18,7 +18,7 @@ PANELS: dict[str, dict[str, str]] = {  # what stands in each, by column
     "jitter of paired boxes, px": {"jitter_px": "paired with each other", "truth_jitter_px": "paired by true object"},
     "detections, %": {"flip_share": "another class", "vanished_share": "vanished", "appeared_share": "new"},
 }
-MOST = 12  # lines
+MOST = 4  # lines
 NEEDED = ("dx_px", "dy_px", "ap", "jitter_px", "flip_share")
 
 
@@ -75,15 +75,14 @@ def _curves(axes: Any, rows: Sequence[Row], along: str, columns: dict[str, str])
 
 
 def _strides(axes: Any, result: Result, along: str) -> str:
-    """Mark the multiples of the smallest stride, where they are few."""
-    strides = [stride for stride in result.settings.get("strides") or [] if stride > 1]
+    """Mark the multiples of the smallest stride of which there are few."""
     shifts = [float(row[along]) for row in result.rows]
-    if not strides or max(map(abs, shifts)) > MOST * min(strides):
-        return ""
-    for times in range(-MOST, MOST + 1):
-        if times and min(shifts) <= times * min(strides) <= max(shifts):
-            axes.axvline(times * min(strides), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-    return f" (dotted: multiples of {min(strides)})"
+    far = max(map(abs, shifts))
+    stride = next((stride for stride in result.settings.get("strides") or [] if 1 < stride <= far <= MOST * stride), 0)
+    for times in range(-MOST, MOST + 1) if stride else ():
+        if times and min(shifts) <= times * stride <= max(shifts):
+            axes.axvline(times * stride, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    return f" (dotted: multiples of {stride})" if stride else ""
 
 
 def _scaled(rows: Sequence[Row], column: str, scale: float) -> Any:

@@ -26,7 +26,9 @@ from analysis.shift_views import Shift, Shifting, shifts_of
 from analysis.spectra import find_periods, holm
 from analysis.study_settings import Settings
 from analysis.variants import Variant
-from surgeon.errors import AnalysisError
+from surgeon.errors import AnalysisError, SurgeonError
+from surgeon.host import unwrap
+from surgeon.locating import locate
 
 STILL = (0.0, 0.0)
 SURE = 0.01  # chance of noise that looks as periodic, over all periods tried
@@ -108,7 +110,8 @@ def detection_shift(
         )
     scan.task = Framed(scan.module, scan.detector.validator)
     scan.notes = [note for note in scan.notes if not note.startswith("there is no loss")]
-    every = shifts_of(shifts, axis, scan.task.grid)
+    strides = strides_of(model)
+    every = shifts_of(shifts, axis, strides[-1])
     shifting = Shifting.of(padding, fill, every, scan.task.grid)
     rules = _rules(match_iou, conf, scan.detector.options, padding)
     variants = {each: Variant("", _name(each), view=partial(shifting.view, shift=each)) for each in every}
@@ -117,7 +120,6 @@ def detection_shift(
     readings = scan.run("detection_shift", [*variants.values()], view=view, about=about)
     measures = scan.measures(readings, [("", _name(each), 1) for each in every])
     rows = _rows({STILL: FINAL} | {each: one.key for each, one in variants.items()}, readings, measures, rules, seed)
-    strides = sorted({int(stride) for stride in scan.module.stride.tolist()})  # type: ignore[operator,union-attr]
     repeats = _periodic(rows, axis, strides, seed)
     own = {
         **{"input_size": scan.detector.options.imgsz, "axis": axis, "shifts": len(every), **about},
@@ -125,6 +127,27 @@ def detection_shift(
         **{"strides": strides, "jitter_repeats": repeats},
     }
     return DetectionShift(rows, summary_of(rows, repeats) + scan.said(), scan.about(readings.images(FINAL), own))
+
+
+def strides_of(model: Any) -> list[int]:
+    """The total strides that features of a detector have, in pixels, the smallest first; those of its heads among them.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2))
+        >>> net.stride, net.img_size = torch.tensor([4.0]), 32
+        >>> strides_of(net)
+        [2, 4]
+    """
+    found = {int(stride) for stride in unwrap(model).stride.tolist()}  # type: ignore[operator,union-attr]
+    try:
+        sites = locate(model)
+    except SurgeonError:  # a net that cannot be traced; its heads say enough
+        return sorted(found)
+    convs = (site for site in sites if site.kind == "spatial_conv")
+    strided = (site.reduction * max(site.stride or (1, 1)) for site in sites if site.kind == "strided_conv")
+    return sorted({1, *found, *strided, *(site.reduction for site in convs)} - {1}) or [1]
 
 
 def _rules(match_iou: float, conf: float, options: Any, padding: Padding) -> Rules:
@@ -183,10 +206,9 @@ def _periodic(rows: Sequence[Row], axis: Axis, strides: Sequence[int], seed: int
     curve = max(([point for point in every if side * point[0] > 0] for side in (1, -1)), key=len)
     if axis == "grid" or not curve:
         return None
-    periods = [2**power for power in range(1, max(strides).bit_length())]
     at, jitter = (np.array(values) for values in zip(*curve, strict=True))
     try:
-        found = find_periods(at, jitter, sorted({*periods, *strides} - {1}), seed=seed).periods
+        found = find_periods(at, jitter, strides, seed=seed).periods
     except AnalysisError:  # too few shifts, or not evenly apart
         return None
     chances = holm([period.p for period in found])
