@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import nn
 
+from analysis.model_names import model_name
 from analysis.moving import Fill, Padding
 from analysis.opening import versions_of
 from analysis.parts import Level, Unit
 from analysis.result import Result, Row
-from analysis.shift_errors import Shift, ShiftErrors, ratios
+from analysis.shift_errors import Array, Shift, ShiftErrors, ratios
 from analysis.shifted_passes import run_shifted, size_of
 from analysis.study_settings import size_in_bytes
 from analysis.tapping import Tap, find_taps
@@ -36,6 +36,8 @@ class Equivariance(Result):
         units: In order of call.
         shifts: (right, down) in pixels.
         complete: False where Ctrl-C ended it; then the errors are those of the images seen.
+        by_image: "error" and "other", each by unit and shift: ||f(Tx) - T f(x)|| of each image in the order of the data,
+            and ||f(x) - f(x')||, its distance to the image before; files do not have them.
     """
 
     kind = "equivariance"
@@ -126,14 +128,18 @@ def equivariance(
     errors = ShiftErrors(taps, wanted, padding, border)
     images_at_once = max(1, min(PIECE, size_in_bytes(memory) // (4 * sum(tap.values for tap in taps))))
     complete = run_shifted(module, data, errors, images_at_once, limit, seed, progress, fill)
-    rows = _rows(taps, errors, seed)
+    cells = {(tap.path, shift): _values(errors, tap.path, shift) for tap in taps for shift in wanted}
+    rows = _rows(taps, errors, cells, seed)
     settings = {
-        "model": _name(module), "input_size": list(size), "images": errors.images, "padding": padding,
-        "border": border, "fill": np.atleast_1d(fill).tolist(),
+        "model": model_name(module), "input_size": list(size), "images": errors.images, "padding": padding,
+        "border": border, "shifts": [list(shift) for shift in wanted], "fill": np.atleast_1d(fill).tolist(),
         "units": units if isinstance(units, str) else "by name", "seed": seed, "limit": limit,
         "complete": complete, "notes": notes, "command": command, "versions": versions_of(),
     }  # fmt: skip
-    return Equivariance(rows, _summary(rows, notes, complete), settings)
+    found = Equivariance(rows, _summary(rows, notes, complete), settings)
+    for key, of in (("error", 0), ("other", 2)):
+        found.by_image[key] = {(tap.name, shift): cells[tap.path, shift][of] for tap in taps for shift in wanted}
+    return found
 
 
 def _check(padding: str, border: str, seed: int, limit: int | None) -> None:
@@ -166,18 +172,22 @@ def _shifts(shifts: Any, taps: Sequence[Tap], size: tuple[int, int, int]) -> lis
     return list(dict.fromkeys(found))
 
 
-def _rows(taps: Sequence[Tap], errors: ShiftErrors, seed: int) -> list[Row]:
-    above, spread, other = dict[int, Any](), dict[int, Any](), dict[int, Any]()
-    cells = [(tap, shift) for tap in taps for shift in errors.shifts]
-    none = np.full(errors.images, np.nan)
-    for i, (tap, shift) in enumerate(cells):
-        norms, crop = errors.norms[tap.path], errors.crop(tap.path, shift)
-        above[i] = np.asarray(norms.error.get(shift, none), np.float64)
-        found = [part.get(crop, none) if crop is not None else none for part in (norms.spread, norms.other)]
-        spread[i], other[i] = (np.asarray(part, np.float64) for part in found)
-    columns = [ratios(above, below, seed) for below in (spread, other)]
+def _values(errors: ShiftErrors, path: str, shift: Shift) -> tuple[Array, Array, Array]:
+    """Of each image: the error, the spread of the features, and their distance to those of another image."""
+    norms, crop, none = errors.norms[path], errors.crop(path, shift), [math.nan] * errors.images
+    spread, other = (none if crop is None else part.get(crop, none) for part in (norms.spread, norms.other))
+    return np.array(norms.error.get(shift, none)), np.array(spread), np.array(other)
+
+
+def _rows(
+    taps: Sequence[Tap], errors: ShiftErrors, cells: Mapping[tuple[str, Shift], tuple[Array, Array, Array]], seed: int
+) -> list[Row]:
+    keys = [(tap, shift) for tap in taps for shift in errors.shifts]
+    parts = [cells[tap.path, shift] for tap, shift in keys]
+    above = {i: part[0] for i, part in enumerate(parts)}
+    columns = [ratios(above, {i: part[of] for i, part in enumerate(parts)}, seed) for of in (1, 2)]
     depth = max(tap.order for tap in taps)
-    return [_row(tap, shift, errors, [column[i] for column in columns], depth) for i, (tap, shift) in enumerate(cells)]
+    return [_row(tap, shift, errors, [column[i] for column in columns], depth) for i, (tap, shift) in enumerate(keys)]
 
 
 def _row(tap: Tap, shift: Shift, errors: ShiftErrors, found: Sequence[tuple[float, float, float]], depth: int) -> Row:
@@ -200,14 +210,6 @@ def _row(tap: Tap, shift: Shift, errors: ShiftErrors, found: Sequence[tuple[floa
     return row
 
 
-def _name(module: nn.Module) -> str:
-    config: Any = getattr(module, "pretrained_cfg", None) or {}
-    yaml: Any = getattr(module, "yaml", None) or {}
-    name = config.get("architecture") if isinstance(config, dict) else None
-    file = str(yaml.get("yaml_file") or "") if isinstance(yaml, dict) else ""
-    return str(name or file.rpartition("/")[2].removesuffix(".yaml") or type(module).__name__)
-
-
 def _summary(rows: Sequence[Row], notes: Sequence[str], complete: bool) -> str:
     known = [row for row in rows if row["relative_error"] is not None]
     words = []
@@ -221,7 +223,12 @@ def _summary(rows: Sequence[Row], notes: Sequence[str], complete: bool) -> str:
             f"to another image), {last['relative_error']:.2g} at {last['unit']}"
         )
     ended = "" if complete else " Stopped before all images were seen."
-    return "; ".join(words) + "." + ended + "".join(f" Left out: {note}." for note in notes)
+    return (
+        ("; ".join(words) or "no error could be measured")
+        + "."
+        + ended
+        + "".join(f" Left out: {note}." for note in notes)
+    )
 
 
 __all__ = ["Equivariance", "equivariance"]

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 
 from analysis.curve_noise import Noise
 from analysis.cuts import Array, Axis, Cut, read_scan
+from analysis.model_names import model_name
 from analysis.opening import versions_of
 from analysis.result import Result, Row
 from analysis.spectra import CYCLES, Periodicity, find_periods, holm
 from analysis.stride_periods import stride_periods
 from surgeon.errors import AnalysisError
-from surgeon.host import InputSize
+from surgeon.host import InputSize, unwrap
 
 STRIDES = (2, 4, 8, 16, 32)  # of most nets
 KINDS = {0.5: "red noise", 1.5: "a smooth part", math.inf: "a very smooth part"}
@@ -182,15 +183,13 @@ def _notes(cuts: Sequence[Cut], fits: Sequence[Periodicity]) -> list[str]:
 
 def _source(rows: Any) -> dict[str, Any]:
     """What is known of the scan the rows come from."""
-    known = getattr(rows, "settings", {})
-    return {key: known[key] for key in ("images", "input_size", "padding", "complete") if key in known}
+    known = {"input_size": None, "images": None, "complete": True, **getattr(rows, "settings", {})}
+    return {key: known[key] for key in ("input_size", "images", "padding", "complete") if key in known}
 
 
 def _name(model: Any, rows: Any) -> str:
     known = getattr(rows, "settings", {}).get("model")
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own = config.get("architecture") if isinstance(config, dict) else None
-    return str(known or own or ("a curve" if model is None else type(model).__name__))
+    return str(known or ("a curve" if model is None else model_name(unwrap(model))))
 
 
 def _drawn(cuts: Sequence[Cut], fits: Sequence[Periodicity], grid: tuple[Array, Array, Array] | None) -> dict[str, Any]:

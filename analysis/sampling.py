@@ -17,6 +17,7 @@ from torch import nn
 from analysis.footprint_graph import Paths, shape_of
 from analysis.footprint_layers import Weights
 from analysis.footprints import Cell, ones
+from analysis.model_names import model_name
 from analysis.opening import versions_of
 from analysis.perturb import untouched
 from analysis.result import Result, Row
@@ -126,11 +127,11 @@ def sampling_map(
     for state, net in states.items():
         found, drawn, used = _of_state(state, net, size, weights)
         rows, maps = rows + found, maps + drawn
-    config: Any = getattr(module, "pretrained_cfg", None) or {}
-    name = config.get("architecture") if isinstance(config, dict) else None
+    compared = "none" if earlier is None else "as before surgery" if before is None else "given"
     settings = {
-        "model": name or type(module).__name__, "input_size": list(used), "images": 0, "seed": None, "complete": True,
-        "weights": weights, "notes": notes, "command": command, "versions": versions_of(), "drawn": {"maps": maps},
+        "model": model_name(module), "input_size": list(used), "images": 0, "seed": None, "complete": True,
+        "weights": weights, "before": compared, "notes": notes, "command": command, "versions": versions_of(),
+        "drawn": {"maps": maps},
     }  # fmt: skip
     return SamplingMap(rows, _summary(rows, notes), settings)
 

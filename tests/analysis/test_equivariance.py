@@ -121,6 +121,9 @@ def test_the_yardsticks() -> None:
     assert row["error"] == pytest.approx(float(away.mean() / spread.mean()), rel=1e-5)
     assert row["relative_error"] == pytest.approx(float(away.mean() / other.mean()), rel=1e-5)
     assert row["error_low_95"] < row["error"] < row["error_high_95"]
+    result = analysis.equivariance(Outer(), images, units=["mirror"], shifts=[(1, 0)], progress=False)
+    moved, others = (result.by_image[key]["mirror", (1.0, 0.0)] for key in ("error", "other"))
+    assert moved == pytest.approx(away.numpy(), rel=1e-5) and others == pytest.approx(other.numpy(), rel=1e-5)
 
 
 def test_how_data_are_cut_changes_nothing() -> None:
