@@ -36,7 +36,7 @@ class Equivariance(Result):
         units: In order of call.
         shifts: (right, down) in pixels.
         complete: False where Ctrl-C ended it; then the errors are those of the images seen.
-        by_image: "error" and "other", each by unit and shift: ||f(Tx) - T f(x)|| of each image in the order of the data,
+        by_image: "error" and "other", each by unit and shift: of each image in order ||f(Tx) - T f(x)||,
             and ||f(x) - f(x')||, its distance to the image before; files do not have them.
     """
 
