@@ -205,7 +205,7 @@ def insert_shuffles(copy: nn.Module, skips: bool = True, input_size: InputSize =
     Example:
         >>> import timm
         >>> len(insert_shuffles(timm.create_model("test_resnet")).places)
-        15
+        14
     """
     op, refused = SilentShuffle(skips=skips), dict[str, str]()
     with generators_kept():

@@ -16,6 +16,7 @@ from surgeon.errors import AnalysisError
 ORDER = {"spatial": 0, "channel": 1, "patch": 2}  # of the colours: blue, vermilion, then green and on
 MOST = 24  # names along an axis
 WAYS = ("shuffle", "patch_px")
+UNTOUCHED = "untouched"
 
 
 def draw(result: Result) -> Figure:
@@ -48,7 +49,7 @@ def _panel(axes: Any, rows: Sequence[Row], which: str, column: str) -> None:
     mine, start = [row for row in rows if row["which"] == which], [row for row in rows if row["which"] == "none"]
     units, ways = list(dict.fromkeys(row["unit"] for row in mine)), _ways(rows)
     patches = [way for way in ways if way[0] == "patch"]
-    for way in ways:
+    for way in reversed(ways):  # all positions on top: a patch as large as the map is the same
         place = ORDER[way[0]] + (patches.index(way) if way in patches else 0)
         line = [row for row in mine if tuple(row[key] for key in WAYS) == way]
         x = [units.index(row["unit"]) if which == "alone" else row["units_share"] for row in line]
@@ -56,7 +57,7 @@ def _panel(axes: Any, rows: Sequence[Row], which: str, column: str) -> None:
             line, x = [*start, *line], [0.0] * len(start) + x
         banded(axes, x, line, column, place, _words(*way))
     if start and start[0][column] is not None:
-        axes.axhline(100 * start[0][column], color=GREY, linewidth=1, linestyle="--", label="untouched")
+        axes.axhline(100 * start[0][column], color=GREY, linewidth=1, linestyle="--", label=UNTOUCHED)
     named = f"{'accuracy' if column == 'accuracy' else 'average precision'}, %" if which == "alone" else ""
     tidy(axes, "unit shuffled alone" if which == "alone" else "last units shuffled together, share of all", named)
     axes.set_title("one unit" if which == "alone" else "all units from one on", fontsize="small")
@@ -75,9 +76,14 @@ def _ways(rows: Sequence[Row]) -> list[tuple[str, int | None]]:
 
 
 def _words(shuffle: str, patch: int | None) -> str:
-    return {"spatial": "all positions", "channel": "channels"}.get(shuffle, f"positions within {patch}x{patch}")
+    return {"spatial": "all positions", "channel": "channels"}.get(shuffle, f"within {patch}x{patch} pixels")
 
 
 def _legend(figure: Figure, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=9)
+    last = [i for i, label in enumerate(labels) if label == UNTOUCHED]
+    order = [i for i in reversed(range(len(labels))) if i not in last] + last
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center",
+        ncols=min(len(labels), 6), frameon=False, fontsize=9,
+    )  # fmt: skip

@@ -137,7 +137,8 @@ def summary_of(result: SpatialDependence) -> str:
     low, high = (first[f"{name}_{end}_95"] for end in ("low", "high"))
     words = [f"{first['images']} images, untouched {name} {_percent(first[name])}"]
     words[0] += "" if low is None else f" ({_percent(low)} to {_percent(high)})"
-    for how in _ways(result.rows):
+    ways = _ways(result.rows)
+    for how in [way for way in ways if way[0] != "patch"] or ways:
         mine = [row for row in result.rows if (row["shuffle"], row["patch_px"]) == how and row["drop"] is not None]
         said = []
         if alone := sorted((row for row in mine if row["which"] == "alone"), key=lambda row: float(row["drop"])):
@@ -145,7 +146,8 @@ def summary_of(result: SpatialDependence) -> str:
             said.append(f"of one unit costs {_points(least)} ({least['unit']}) to {_points(most)} ({most['unit']})")
         if any(row["which"] == "last" for row in mine):
             count, total = result.tail(*how), len(result.units)
-            said.append(f"of the last {count} of {total} ({count / total:.0%}) at most 1 point")
+            some = f"of the last {count} of {total} ({count / total:.0%}) at most 1 point"
+            said.append(some if count else "of the last one more than 1 point")
         if said:
             words.append(f"{How(*how).name} shuffle {', '.join(said)}")
     return "; ".join(words) + "."

@@ -381,11 +381,12 @@ def test_tables_figure_and_files(tmp_path: Path) -> None:
     result.to_json(tmp_path / "result.json")
     for one in (result, read_result(tmp_path / "result.json")):
         left, right = one.figure().axes
-        assert [line.get_label() for line in left.lines] == [
-            "all positions", "channels", "positions within 2x2", "untouched"]  # fmt: skip
-        assert list(right.lines[0].get_xdata()) == [0.0, 0.5, 1.0]
+        assert [text.get_text() for text in one.figure().legends[0].get_texts()] == [
+            "all positions", "channels", "within 2x2 pixels", "untouched"]  # fmt: skip
+        line = next(line for line in right.lines if line.get_label() == "all positions")
+        assert list(line.get_xdata()) == [0.0, 0.5, 1.0]
         heights = [100 * result.rows[0]["accuracy"], 100 * result.row(1)["accuracy"], 100 * result.row(2)["accuracy"]]
-        assert list(right.lines[0].get_ydata()) == heights
+        assert list(line.get_ydata()) == heights
         assert [tick.get_text() for tick in left.get_xticklabels()] == ["one", "two"]
     assert result.settings["command"] == "a command" and result.settings["complete"]
     page = result.report(tmp_path / "page.html").read_text()
