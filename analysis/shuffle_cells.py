@@ -84,8 +84,11 @@ def cells_of(
         fixed: Whether all images are of the size of which ``held`` knows the maps.
     """
     names = list(held)
-    groups: list[tuple[Which, tuple[str, ...]]] = [("alone", (name,)) for name in names] * ("alone" in which)
-    groups += [("last", tuple(names[-count:])) for count in range(1, len(names) + 1)] * ("last" in which)
+    groups: list[tuple[Which, tuple[str, ...]]] = []
+    for name in names if "alone" in which else ():
+        groups.append(("alone", (name,)))
+    for count in range(1, len(names) + 1) if "last" in which else ():
+        groups.append(("last", tuple(names[-count:])))
     found, known = [], dict[tuple[str, object], str]()
     for kind, members in groups:
         part = members[0] if len(members) == 1 else f"last {len(members)} units"
