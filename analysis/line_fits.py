@@ -87,23 +87,22 @@ class LineFit:
             ratios[:, better] = (explained / widths / rest)[:, better]
         return ratios, which, noise
 
-    def shares(self, curves: Array) -> tuple[Array, Array]:
-        """Shares of the variance around the trend, (periods, curves).
+    def sums(self, curves: Array) -> tuple[Array, Array, Array]:
+        """Sums of squares around the trend: by periods (periods, curves), and of all (curves,).
 
         Returns:
-            Of each period with all its harmonics, and what it adds to the shorter ones.
+            What each period explains with all its harmonics, what it adds to the shorter ones, and what there is.
         """
         around = curves - self.trend(curves)
-        total = np.square(around).sum(0)
         whole, added, before, columns = [], [], np.zeros(curves.shape[1]), list[int]()
         for period, place in self.places.items():
             mine = [column for line in self.every[period] for column in range(self.at[line].start, self.at[line].stop)]
             columns += range(place.start, place.stop)
-            whole.append(self._explained(around, mine) / total)
-            upto = self._explained(around, columns) / total
+            whole.append(self._explained(around, mine))
+            upto = self._explained(around, columns)
             added.append(upto - before)
             before = upto
-        return np.array(whole), np.array(added)
+        return np.array(whole), np.array(added), np.square(around).sum(0)
 
     def _explained(self, around: Array, places: Sequence[int]) -> Array:
         explained: Array = np.square(np.linalg.qr(self.columns[:, places])[0].T @ around).sum(0)

@@ -92,8 +92,8 @@ def aliasing(
     Returns:
         Rows per direction and period: ``share`` of the variance around the trend that the period with its harmonics
         explains (the shorter periods that divide it included), ``own_share`` that its own frequencies add,
-        ``chance_share`` they would add in noise, ``amplitude`` of what they add in the measure's unit, ``p`` and
-        ``p_adjusted``, ``verdict`` "periodic", "none", or "-" where the curve is too short, with a note.
+        ``chance_share`` they would add by the noise alone, ``amplitude`` of what they add in the measure's unit, ``p``
+        and ``p_adjusted``, ``verdict`` "periodic", "none", or "-" where the curve is too short, with a note.
 
     Raises:
         AnalysisError: When the rows are no curve, or no period fits into it.

@@ -47,7 +47,7 @@ class Period:
         frequencies: Of this period that no shorter one has, per pixel.
         share: Of the variance around the trend, by the period with all its harmonics; 0 to 1.
         own_share: What the frequencies that no shorter one has add to the shorter periods.
-        chance_share: What they add on average where there is noise only.
+        chance_share: What they would add on average if they held nothing but this curve's noise.
         amplitude: Half the distance from the highest to the lowest point of what they add.
         ratio: Variance per frequency over that of the noise (F).
         p: Share of surrogates with a ratio as high, the curve itself counted as one of them.
@@ -133,8 +133,10 @@ def find_periods(
     whitening = fit.ready[int(which[0])].whitening
     chance = whitening.draw(surrogates, seed)
     p = (1 + (fit.ratios(chance)[0] >= ratios).sum(1)) / (surrogates + 1)
-    whole, added = fit.shares(around)
-    columns = (whole[:, 0], added[:, 0], fit.shares(chance)[1].mean(1), fit.heights(around[:, 0]), ratios[:, 0], p)
+    whole, added, total = fit.sums(around)
+    usual = float(variance[0]) * fit.sums(chance)[1].mean(1)
+    shares = (whole[:, 0] / total, added[:, 0] / total, usual / total)
+    columns = (*shares, fit.heights(around[:, 0]), ratios[:, 0], p)
     numbers = np.stack(columns, 1).tolist()
     found = (Period(at, tuple(map(float, own[at])), *row) for at, row in zip(own, numbers, strict=True))
     return Periodicity(tuple(found), left_out, fit.trend(y), whitening.noise, math.sqrt(float(variance[0])))

@@ -95,8 +95,11 @@ def test_false_alarms_are_as_rare_as_promised(null: str) -> None:
 
 
 def test_p_values_of_noise_are_even() -> None:
-    values = [find_periods(SHIFTS, noise(seed), (2,), surrogates=99, seed=seed).periods[0].p for seed in range(20)]
+    found = [find_periods(SHIFTS, noise(seed), (2, 4), surrogates=99, seed=seed).periods for seed in range(20)]
+    values = [each[0].p for each in found]
     assert 0.3 < np.mean(values) < 0.7 and max(values) > 0.9
+    own, chance = (np.mean([getattr(each[1], key) for each in found]) for key in ("own_share", "chance_share"))
+    assert 0.5 < own / chance < 1.6 and chance == pytest.approx(2 / 56, rel=0.2)
 
 
 def test_a_smooth_curve_has_nothing_to_explain() -> None:
