@@ -20,6 +20,7 @@ from tests.benchmarks import (
     bench_shift,
     bench_shuffle,
     bench_spd_layers,
+    bench_translation,
 )
 from tests.benchmarks.measuring import table
 from tests.matrix.measure import timm_names
@@ -76,6 +77,10 @@ a map that fits the caches is cheap: the gather costs what `torch.gather` costs 
 
 {robustness}
 
+## Shifts
+
+{shifts}
+
 ## Detectors
 
 What each verb adds to `YOLO(yaml)`, random weights, two threads.
@@ -112,6 +117,7 @@ def main() -> None:
     fenets = table(bench_fenet.measure(), bench_fenet.COLUMNS)
     shuffles = table(bench_shuffle.measure(device, 64), bench_shuffle.COLUMNS)
     robustness = bench_robustness.section()
+    shifts = bench_translation.section()
     located = bench_locate.summary(bench_locate.measure(timm_names()))
     text = TEXT.format(
         date=datetime.date.today().isoformat(),
@@ -127,6 +133,7 @@ def main() -> None:
         shuffles=shuffles,
         fenets=fenets,
         robustness=robustness,
+        shifts=shifts,
         detector_steps=steps,
         detector_forms=forms,
     )
