@@ -22,7 +22,7 @@ VERDICTS = {  # colour and mark of a unit drawn anew
     "undecided": (GREY, "D"),
     "robust": (BLUE, "o"),
 }
-NAMED = 16  # units that have their names in the scatter plot; more have numbers
+NAMED = 8  # units that have their names in the scatter plot; more have numbers
 WIDE = 40.0  # largest share by the smallest, from which on the axis is logarithmic
 
 
@@ -84,8 +84,8 @@ def _bars(axes: Any, rows: Sequence[Row], method: str) -> None:
     axes.set_yticks(range(len(rows)), [plain(name) for name in _names(rows, both=True)], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("share of f(image) − f(baseline)", fontsize=9)
-    axes.set_title(plain(f"{method.replace('_', ' ')} of the unit's output"), fontsize=10)
-    _along(axes, [share for share in (*shares, *signed) if share > 0], min(signed) >= 0 < min(shares))
+    axes.set_title(plain(method.replace("_", " ")), fontsize=10)
+    _along(axes, shares, min(signed) > 0 < min(shares))
     _tidy(axes)
 
 

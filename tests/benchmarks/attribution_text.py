@@ -80,8 +80,8 @@ Spearman's correlation of absolute share and loss when drawn anew, over the unit
 
 The output of every unit of these nets carries all of the answer (signed share 1), skips included, so that what ranks
 them is how much cancels inside: that mostly falls with depth, as maps get smaller, whatever a unit is worth.
-`branch_conductance` leaves out what skips carry past a block, and so tells the blocks that add much from those that
-add little.
+`branch_conductance` leaves out what skips carry past a block. Part of what it tells is which units have a skip past
+them at all; over the blocks whose skip is an identity alone it is, seed by seed, {alone}.
 
 ![shares of the ResNet's blocks, and what drawing them anew costs](attribution_units.png)
 

@@ -18,6 +18,7 @@ import torch
 import analysis
 import recipes
 import surgeon
+from analysis.ranking import rank_agreement
 from analysis.stored import StoredResult
 from recipes.data import open_source
 from recipes.loading import with_seed
@@ -159,6 +160,16 @@ def verdicts(found: Found) -> str:
     return "\n".join(lines)
 
 
+def alone(found: Found) -> str:
+    """Rank correlations of branch conductance over the blocks of the ResNet whose skip is an identity."""
+    words = []
+    for seed in SEEDS:
+        rows = [row for row in found["resnet", seed].rows if row["taken"].endswith("less its input")]
+        ranks = rank_agreement([r["absolute_share"] for r in rows], [r["rerand_difference"] for r in rows], seed)
+        words.append(f"{ranks['spearman']:+.2f} (p {ranks['p_value']:.2g}, {ranks['units']} blocks)")
+    return ", ".join(words)
+
+
 def exactness(found: Found) -> dict[str, float]:
     """How exact the sums are."""
     results = [found[net, seed] for net in NETS for seed in SEEDS]
@@ -242,6 +253,7 @@ def main() -> None:
         ranks=rank_table(by_unit),
         verdicts=verdicts(by_unit),
         **exactness(by_unit),
+        alone=alone(by_unit),
         shifts=shift_table(by_shift),
         shift_words=shift_words(by_shift),
         **cost(runs),
