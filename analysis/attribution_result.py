@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 Beside = Mapping[str, Row]
 RERAND = "rerand"
+OFF = 0.05  # completeness error that is worth a note
 SHOWN = ("method", "unit", "absolute_share", "signed_share", "integration_error_share", "rerand_difference", "verdict")
 
 
@@ -130,6 +131,8 @@ def result_of(explained: Explained, found: Found, beside: Beside | None, origin:
     rows = [_row(column, beside) for column in columns]
     ranks = {name: _agreement(rows, name, explained.asked.seed) for name in explained.asked.methods if beside}
     errors = {name: _completeness(name, shares) for name, shares in inputs.items()}
+    off = {name: error for name, error in errors.items() if error is not None and error > OFF}
+    explained.notes += [f"sums of {name} are {error:.0%} off, give more steps=" for name, error in off.items()]
     about = {"images_left_out": left_out, "robustness": origin, "rank_correlation": ranks, "completeness_error": errors}
     settings = explained.about(images, about)
     return Attribution(rows, _summary(rows, settings, explained), settings)

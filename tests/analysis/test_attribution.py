@@ -122,6 +122,21 @@ def test_conductance_is_captums_but_for_the_rule() -> None:
         assert errors[1] < told < 12 * errors[1]
 
 
+def test_too_few_steps_are_said() -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (40 * (self.fc(x.flatten(1)) - 0.3)).sigmoid()
+
+    data = batches(6, (3, 2, 2), 2)
+    few, many = (explain(Steep(), data, units=[unit("fc", "fc")], steps=s) for s in (2, 400))
+    assert "off, give more steps=" in few.summary and few.completeness_error["conductance"] > 0.05
+    assert "off" not in many.summary and many.completeness_error["conductance"] < 0.05
+
+
 def test_a_dead_unit_gets_nothing() -> None:
     data = batches(6, (3, 6, 6), 4)
     for method in ALL:

@@ -45,7 +45,7 @@ def test_a_model_is_put_back(name: str) -> None:
     model, data = prepared(name), batches(6, (3, 32, 32), 4, 2)
     before, gradients = Snapshot.of(model), [p.grad for p in model.parameters()]
     more: dict[str, Any] = {**QUIET, "steps": 4, "internal_batch_size": 8}
-    analysis.attribution(model, data[:1], method=["conductance", "integrated_gradients"], **more)
+    analysis.attribution(model, data[:1], method=["branch_conductance", "integrated_gradients"], **more)
     analysis.attribution_equivariance(model, data[:1], method="gradcam", shifts=[2], progress=False)
     with pytest.raises(RuntimeError, match="disk"):
         analysis.attribution(model, Breaking(data, RuntimeError("disk")), **more)
