@@ -77,9 +77,9 @@ a map that fits the caches is cheap: the gather costs what `torch.gather` costs 
 
 {robustness}
 
-## Shifts
+## Scans over shifts
 
-{shifts}
+{moves}
 
 ## Detectors
 
@@ -117,7 +117,7 @@ def main() -> None:
     fenets = table(bench_fenet.measure(), bench_fenet.COLUMNS)
     shuffles = table(bench_shuffle.measure(device, 64), bench_shuffle.COLUMNS)
     robustness = bench_robustness.section()
-    shifts = bench_translation.section()
+    moves = bench_translation.section()
     located = bench_locate.summary(bench_locate.measure(timm_names()))
     text = TEXT.format(
         date=datetime.date.today().isoformat(),
@@ -133,7 +133,7 @@ def main() -> None:
         shuffles=shuffles,
         fenets=fenets,
         robustness=robustness,
-        shifts=shifts,
+        moves=moves,
         detector_steps=steps,
         detector_forms=forms,
     )
