@@ -16,8 +16,8 @@ from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
 
 LABELS = {
-    "pearson": "correlation of pixels (Pearson)",
-    "spearman": "correlation of ranks (Spearman)",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
     "l2": "distance 2|a − b| / (|a| + |b|)",
 }
 LINES = (  # prefix of the column, what it is, style
@@ -53,7 +53,7 @@ def draw(result: Result) -> Figure:
         for line, name in enumerate(LABELS):
             _panel(panels[line][column], mine, name)
             if column == 0:
-                panels[line][0].set_ylabel(LABELS[name], fontsize=9)
+                panels[line][0].set_ylabel(LABELS[name], fontsize=8)
         panels[-1][column].set_xlabel("shift (pixels)", fontsize=9)
     padding, images = result.settings.get("padding"), result.settings.get("images")
     about = f" ({images} images, {padding} shifts)" if padding else ""

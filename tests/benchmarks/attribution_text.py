@@ -66,8 +66,8 @@ and if need be images, are cut.
 
 ## Does it tell what a unit is worth? On digits
 
-Measured on {date}, torch {torch}, captum {captum}. `python -m tests.benchmarks.write_attribution` trains the nets of
-the shipped recipes `digits_layers_fcn`, `_vgg` and `_resnet`, {seeds} seeds each, and writes this page. {images}
+Measured on {date}, torch {torch}, captum {captum}. `python -m tests.benchmarks.write_attribution` trains the nets
+of the shipped recipes `digits_layers_fcn`, `_vgg` and `_resnet`, {seeds} seeds each, and writes this page. {images}
 validation images, baseline zero, {steps} steps; units drawn anew three times, on {judged} images. The sum over pixels
 is within {completeness:.1%} of f(x) - f(b) in every net, that over any unit's output within {apart:.1%}: in these
 nets everything passes through every unit. {left} images were left out.
@@ -81,7 +81,8 @@ Spearman's correlation of absolute share and loss when drawn anew, over the unit
 The output of every unit of these nets carries all of the answer (signed share 1), skips included, so that what ranks
 them is how much cancels inside: that mostly falls with depth, as maps get smaller, whatever a unit is worth.
 `branch_conductance` leaves out what skips carry past a block. Part of what it tells is which units have a skip past
-them at all; over the blocks whose skip is an identity alone it is, seed by seed, {alone}.
+them at all; over the blocks whose skip is an identity alone it is, seed by seed,
+{alone}.
 
 ![shares of the ResNet's blocks, and what drawing them anew costs](attribution_units.png)
 
@@ -100,9 +101,10 @@ with it), `guided_backprop`, `gradcam` and `guided_gradcam` (at the last unit wi
 is `"circular"`, `"mirror"` or `"black"`; without wrapping only what shows the same pixels is compared. A network of
 circular convs, pointwise nonlinearities and global pooling has 1 to rounding; with a stride only at shifts it divides.
 
-Below: the convnet of `digits_spd` (digits 16 pixels wide at random places of 32; strides of 8 in all) and the same
-net after `blurpool`, `spd` and `aps` (circular), each fine-tuned for ten epochs; circular shifts along the diagonal,
-{images} images, mean ± standard deviation over {seeds} seeds of Pearson's correlation.
+Below: the convnet of `digits_spd` (digits 16 pixels wide at random places of 32; strides of 8 in all, zeros at the
+borders, so that a wrapping shift of 8 changes something too) and the same net after `blurpool`, `spd` and `aps`
+(circular), each fine-tuned for ten epochs; circular shifts along the diagonal, {images} images, mean ± standard
+deviation over {seeds} seeds of Pearson's correlation.
 
 {shifts}
 

@@ -33,7 +33,7 @@ METHODS = ("conductance", "branch_conductance", "integrated_gradients", "gradien
 OF_SKIPS = METHODS[1]  # as conductance, where there is no skip
 MAPS = ("saliency", "integrated_gradients", "smoothgrad")
 SHIFTS = (1, 2, 3, 4, 8)
-SHOWN = (1, 3, 4, 8)
+SHOWN = (1, 2, 3, 4, 8)
 VARIANTS = {
     "original": [],
     "blurpool": [{"blurpool": {}}],
@@ -147,17 +147,28 @@ def verdicts(found: Found) -> str:
     """What the correlations come to, net by net."""
     lines = []
     for net, words in NETS.items():
+        told: dict[str, list[str]] = {}
         for method in methods(net):
             ranks = [found[net, seed].settings["rank_correlation"][method] for seed in SEEDS]
-            sure = [sum(sign * r["spearman"] > 0 and r["p_value"] < LEVEL for r in ranks) for sign in (1, -1)]
-            if sure[0] == len(SEEDS):
-                told = "**the more flows through a unit, the more drawing it anew costs**, in every seed"
-            elif sure[1] == len(SEEDS):
-                told = "**the more flows through a unit, the less drawing it anew costs**, in every seed"
-            else:
-                told = f"more is told from chance (p < {LEVEL}) in {sure[0]} of {len(SEEDS)} seeds, less in {sure[1]}"
-            lines.append(f"- {words}, {method.replace('_', ' ')}: {told}.")
+            told.setdefault(verdict([(r["spearman"], r["p_value"]) for r in ranks]), []).append(
+                method.replace("_", " ")
+            )
+        lines += [f"- {words}, {', '.join(names)}: {what}." for what, names in told.items()]
     return "\n".join(lines)
+
+
+def verdict(ranks: list[tuple[float, float]]) -> str:
+    """Of the correlations and their p-values, one per seed."""
+    more, less = (sum(sign * rho > 0 and p < LEVEL for rho, p in ranks) for sign in (1, -1))
+    if max(more, less) == len(ranks):
+        return (
+            f"**the more flows through a unit, the {'more' if more else 'less'} drawing it anew costs**, in every seed"
+        )
+    if more or less:
+        ways = ((more, "the more"), (less, "the less"))
+        which = [f"{way} drawing it anew costs in {count} of {len(ranks)} seeds" for count, way in ways if count]
+        return f"the more flows through a unit, {' and '.join(which)} (p < {LEVEL})"
+    return f"not told from chance (p < {LEVEL}) in any seed"
 
 
 def alone(found: Found) -> str:
@@ -212,10 +223,14 @@ def shift_words(found: Found) -> str:
 
     lines = []
     for name in VARIANTS:
-        one, whole = mean(name, "saliency", 1), mean(name, "saliency", 8)
-        better = sum(mean(name, method, 1) > mean("original", method, 1) for method in MAPS)
-        beside = "" if name == "original" else f"; at 1 px above the original for {better} of {len(MAPS)} maps"
-        lines.append(f"- {name}: saliency {one:.3f} at 1 px, {whole:.3f} at 8 px{beside}.")
+        one, whole = ([mean(name, method, shift) for method in MAPS] for shift in (1, 4))
+        stays = sum(mean(name, method, 1, "stayed_pearson") > mean(name, method, 1) for method in MAPS)
+        better = sum(mean(name, method, 4) > mean("original", method, 4) for method in MAPS)
+        beside = "" if name == "original" else f"; there above the original for {better} of {len(MAPS)} kinds of map"
+        lines.append(
+            f"- {name}: {min(one):.2f} to {max(one):.2f} at 1 px, where a map left in its place agrees better for "
+            f"{stays} of {len(MAPS)} kinds; {min(whole):.2f} to {max(whole):.2f} at 4 px{beside}."
+        )
     return "\n".join(lines)
 
 
