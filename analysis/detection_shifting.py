@@ -66,8 +66,9 @@ def detection_shift(
         shifts: Pixels of what the net sees; fractions are Fourier shifts. Every pixel up to the largest stride by
             default, of a grid every eighth of it.
         axis: "diagonal" (right and down alike), "horizontal", "vertical", or "grid" (every pair of shifts).
-        padding: What comes in: "mirror" the picture reflected, "black", "circular" what has left; with "crop" what the
-            picture holds there: all views are windows of it, smaller by the largest shift on each side.
+        padding: What comes in: "mirror" the picture reflected (its objects are none of the truth, which costs average
+            precision), "black", "circular" what has left; with "crop" what the picture holds there: all views are
+            windows of it, smaller by the largest shift on each side.
         fill: Of "black", 0 to 1; the bars of ultralytics' letterbox are 114 / 255.
         match_iou: Smallest overlap (intersection over union) of two boxes of the same thing.
         conf: Lowest score of detections that are paired; average precision counts those from ``detector["conf"]`` on.

@@ -52,6 +52,8 @@ among processes, and the model is put back bit for bit.
 **The shift** is of what the net sees, in its pixels: the picture moves inside its letterbox, whose bars stay. What
 comes in at the border is the picture mirrored, black, or what has left on the other side (`padding=`); with `"crop"`
 every view is a window of the picture, smaller by the largest shift on each side, so that nothing artificial comes in.
+Mirrored objects are no objects of the truth, so that with `"mirror"` (the default) precision falls with the shift by
+those that are found; pairs do not know them.
 The objects of the truth move along. What leaves the image is clipped; an object of which less than half stays is left
 out, and counted (`objects_left_out`).
 
@@ -80,8 +82,8 @@ periods of the strides; the summary names one that noise does not explain (p < 0
 
 Measured on {date}, torch {torch}, ultralytics {ultralytics}: `python -m tests.benchmarks.write_detection_shift RUN`
 writes this page from `surgeon run digits_detection_spd`: a small detector of digits of 8 to 64 pixels and the same
-after SPD-Conv, trained alike; {images} images, {objects} objects. Pictures are mirrored at the border. The picture is
-of the original.
+after SPD-Conv, trained alike; {images} images, {objects} objects. Black comes in at the border.
+The picture is of the original.
 
 ![AP, jitter and flips against the shift](detection_shift.png)
 
@@ -97,10 +99,8 @@ is found; planted flips and losses are counted; a circular shift by the whole im
 
 def measured(run: Path, name: str) -> analysis.DetectionShift:
     """A trained detector of the run, at every shift to twice its largest stride."""
-    settings: dict[str, Any] = {"imgsz": IMGSZ, "batch": 16}
-    return analysis.detection_shift(
-        surgeon.load(run / name / "weights"), data_of(run), shifts=SHIFTS, detector=settings
-    )
+    settings: dict[str, Any] = {"shifts": SHIFTS, "padding": "black", "detector": {"imgsz": IMGSZ, "batch": 16}}
+    return analysis.detection_shift(surgeon.load(run / name / "weights"), data_of(run), **settings)
 
 
 def data_of(run: Path) -> Path:

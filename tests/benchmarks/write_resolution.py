@@ -59,8 +59,8 @@ not what another training could.
 
 ## On digits
 
-Measured on {date}, torch {torch}; `python -m tests.benchmarks.write_resolution CLASSIFIERS DETECTORS` writes this
-page from `surgeon run digits_spd` and `surgeon run digits_detection_spd`, one seed each.
+Measured on {date}, torch {torch}; `python -m tests.benchmarks.write_resolution CLASSIFIERS DETECTORS` writes
+this page from `surgeon run digits_spd` and `surgeon run digits_detection_spd`, one seed each.
 
 ![accuracy against resolution, before and after SPD-Conv](resolution.png)
 
