@@ -19,6 +19,11 @@ moved = analysis.attribution_equivariance(model, data, method=["saliency", "smoo
 print(moved)
 ```
 
+```bash
+surgeon analyze attribution resnet50 --pretrained --data folder:imagenet/val --limit 100 --no-robustness
+surgeon analyze attribution-shifts runs/digits_spd/original --method saliency --method gradcam
+```
+
 ## Attribution to units
 
 An attribution gives every number in the output of a unit a part of f(x) - f(b): f is the logit of a class, x the
@@ -59,7 +64,7 @@ itself (class tokens) have no output; layers that mix images into one row have n
 
 **One pass for all units.** Captum's `LayerConductance` needs a pass over the path for each layer, and takes the
 gradient at the beginning of each step, so that its error falls with the number of steps. Here one pass serves all
-units, and steps are trapezoids, whose error falls with the square. For {blocks} blocks of the ResNet below,
+units, and steps are trapezoids, whose error falls with the square. For {blocks} units of the ResNet below,
 {cost_images} images and {steps} steps: {ours:.1f} s against {stock:.1f} s one by one. `integrated_gradients` is
 captum's own, a pass for each unit. `memory=` (or `internal_batch_size=`) bounds a forward and backward pass: paths,
 and if need be images, are cut.
