@@ -10,7 +10,6 @@ import argparse
 import datetime
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import timm
@@ -21,7 +20,8 @@ from matplotlib.figure import Figure
 import analysis
 from analysis.drawing import GREY, HUES, MARKERS, tidy
 from recipes.viewing import view_images, view_model
-from tests.benchmarks.dependence_rows import Net, apart, percent
+from tests.benchmarks.dependence_claims import PAPER, TITLES, claims, mean, starts, trained_from
+from tests.benchmarks.dependence_rows import Net, percent
 from tests.benchmarks.measuring import table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,15 +30,6 @@ SINGLES = {
     "resnet": {"image": 0, "block1": 1, "block3": 3, "block5": 5, "block7": 7},
 }
 SHARES = {"vgg": {"8": 1, "31": 4, "54": 7, "77": 10, "100": 13}, "resnet": {"31": 2, "56": 4, "81": 6, "100": 8}}
-PAPER = {  # top-1 on CIFAR-100: VGG-16 and ResNet-50
-    "vgg": {"": 74.10, "spatial_last_31": 74.07, "spatial_last_54": 71.44, "spatial_last_77": 57.05,
-            "channel_last_31": 67.56, "channel_last_77": 4.84, "layer1_whole": 16.02},
-    "resnet": {"": 78.06, "spatial_last_31": 77.89, "spatial_last_56": 75.58, "spatial_last_81": 64.55,
-               "image_whole": 40.76},
-}  # fmt: skip
-TABLE_1 = {"spatial": 23.49, "channel": 1.04}  # VGG-16, shuffled at test time only, last 31%
-TITLES = {"vgg": "VGG-16 in small", "resnet": "ResNet-18 in small"}
-LITTLE, CHANCE = 2.0, 0.1  # points that 450 images can tell; ten digits
 TEXT = """# What does a net need of where things are? On digits
 
 Measured on {date}, torch {torch}, timm {timm}. `python -m tests.benchmarks.write_spatial_dependence RUNS` writes this
@@ -49,6 +40,22 @@ channels) and `resnet18_cifar` of width 8 (eight blocks), which learn scikit-lea
 place of a 32-pixel canvas (1,347 to train, 450 to validate), for 20 epochs. Figures are accuracy in percent, mean ±
 standard deviation over {seeds} seeds; at test time each is the mean of {passes} draws too. Intervals are Student's t
 over the seeds. Digits are an easier question than CIFAR-100: compare directions, not sizes.
+
+```python
+result = analysis.spatial_dependence(model, batches, shuffles=["spatial", "channel"], which=["alone", "last"], passes=5)
+print(result, result.tail("spatial", tolerance=0.02))  # how many last units need no positions
+result.report("spatial.html")
+```
+
+```bash
+surgeon analyze spatial runs/mine                    # or resnet50 --pretrained --data folder:imagenet/val
+surgeon analyze spatial best.pt --data mine.yaml --shuffle spatial --which alone
+```
+
+What the convs larger than 1x1 of a unit read is shuffled, each channel's positions by a permutation of its own, and the
+features of its skips by others; a batch shares a draw. Pools and attention read positions too and are not shuffled. All
+of it happens in a copy, as layers that are silent until they are switched on, so that every shuffle is measured in one
+pass over the data and what lies before it is computed once.
 
 ## Does the paper's pattern show?
 
@@ -93,87 +100,6 @@ def nets_of(runs: Path) -> list[Net]:
     return [Net(runs, key, SINGLES[key], SHARES[key]) for key in SINGLES]
 
 
-def claims(nets: list[Net]) -> Iterator[str]:
-    """The paper's claims, each with what is seen here."""
-    for net in nets:
-        third, half = (f"spatial_last_{share}" for share in ("31", "54" if net.key == "vgg" else "56"))
-        yield _claim("The last third needs no positions", "within 1 point", net, _mean(net.lost(third)) <= LITTLE,
-                     f"trained so, {apart(net.lost(third))} are lost")  # fmt: skip
-        yield _claim("Nor much does the last half", "within 7 points", net, _mean(net.lost(half)) <= 7,
-                     f"trained so, {apart(net.lost(half))} are lost")  # fmt: skip
-        worse = [c > s for c, s in zip(net.lost("channel_last_31"), net.lost(third), strict=True)]
-        yield _claim("Channels matter more than positions", "67.56 against 74.07%", net, all(worse),
-                     f"of the last third channels cost {apart(net.lost('channel_last_31'))}, trained so")  # fmt: skip
-        count = net.shares["31"]
-        spatial, channel = (net.lost_at_test(count, shuffle) for shuffle in ("spatial", "channel"))
-        yield _claim("Not trained so, a net does not bear it, of channels least", "23.49 and 1.04%", net,
-                     min(spatial) > 10 and all(c > s for c, s in zip(channel, spatial, strict=True)),
-                     f"at test time the last third costs {apart(spatial)}, its channels {apart(channel)}")  # fmt: skip
-        yield from _of_single(net)
-        rho = net.rank_correlation()
-        yield (
-            f"- **Does the test-time shuffle tell what training anew would?** {TITLES[net.key]}: rank correlation of "
-            f"points lost, over all {sum(c.shuffle != 'channel' for c in net.cells())} spatial and patch shuffles, "
-            f"{statistics.fmean(rho):+.2f} ± {statistics.stdev(rho):.2f}."
-        )
-
-
-def _of_single(net: Net) -> Iterator[str]:
-    """Claims of single layers."""
-    if net.key == "vgg":
-        gaps = {name: _gap(net, name, share) for name, share in _from(net)}
-        yield _claim("One layer costs what all from it on cost", "curves overlap", net,
-                     max(map(_mean, gaps.values())) <= 5,
-                     "all from it on cost more by " + ", ".join(f"{_mean(g):+.1f} ({n})" for n, g in gaps.items())
-                     + " points")  # fmt: skip
-    names = list(net.singles)
-    first, late = names[0], names[2:]
-    ranges = {name: _range(net, name) for name in (first, *late)}
-    yield _claim("The size of patches matters at first layers, not at late ones", "alike at layers 8 to 14", net,
-                 ranges[first] > 3 * max(ranges[name] for name in late),
-                 "between the smallest patch and the whole map lie "
-                 + ", ".join(f"{points:.1f} points ({name})" for name, points in ranges.items()))  # fmt: skip
-    whole = net.trained[f"{first}_whole"]
-    paper = PAPER[net.key][f"{first}_whole"]
-    yield _claim("An image without any order is still told better than by chance", f"{paper}%, chance 1%", net,
-                 min(whole) > CHANCE + 0.03, f"{percent(whole)}%, chance 10%")  # fmt: skip
-
-
-def _claim(words: str, paper: str, net: Net, shows: bool, seen: str) -> str:
-    return f"- **{words}** (paper: {paper}), {TITLES[net.key]}: {'shows' if shows else 'does not show'}; {seen}."
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _from(net: Net) -> list[tuple[str, str]]:
-    """Single layers, and the share of last ones that begins with each."""
-    total = max(net.shares.values())
-    return [
-        (name, share)
-        for name, number in net.singles.items()
-        for share, count in net.shares.items()
-        if (total - count == number if net.key == "vgg" else total - count + 1 == number)
-    ]
-
-
-def _trained_from(net: Net, name: str, share: str) -> list[float]:
-    """Trained with all from a layer on shuffled; the last one by itself is the last one alone."""
-    return net.trained.get(f"spatial_last_{share}", net.trained[f"{name}_whole"])
-
-
-def _gap(net: Net, name: str, share: str) -> list[float]:
-    alone = net.trained[f"{name}_whole"]
-    return [100 * (a - b) for a, b in zip(alone, _trained_from(net, name, share), strict=True)]
-
-
-def _range(net: Net, name: str) -> float:
-    """Points between the best and the worst patch at a place, in nets trained so."""
-    means = [100 * _mean(values) for variant, values in net.trained.items() if variant.startswith(f"{name}_")]
-    return max(means) - min(means)
-
-
 def last(net: Net) -> str:
     """The table of last layers."""
     rows = [_last_row(net, "none", None)]
@@ -201,11 +127,11 @@ def single(net: Net) -> str:
         {
             "layer": name,
             "alone, trained": percent(net.trained[f"{name}_whole"]),
-            "from it on, trained": percent(_trained_from(net, name, share)),
+            "from it on, trained": percent(trained_from(net, name, share)),
             "alone, at test time": percent(net.at_test(net.units[net.singles[name]])),
             "from it on, at test time": percent(net.at_test(net.shares[share])),
         }
-        for name, share in _from(net)
+        for name, share in starts(net)
     ]
     return f"{TITLES[net.key]}:\n\n" + table(rows, dict.fromkeys(rows[0], "s"))
 
@@ -251,7 +177,7 @@ def picture(net: Net) -> Figure:
         _line(right, range(len(cells)), cells, place + 2, f"{label}, trained so", False)
         _line(right, range(len(cells)), seen, place + 2, f"{label}, at test time", True)
     for axes in (left, right):
-        axes.axhline(100 * _mean(net.trained["original"]), color=GREY, linewidth=1, linestyle=":", label="no shuffle")
+        axes.axhline(100 * mean(net.trained["original"]), color=GREY, linewidth=1, linestyle=":", label="no shuffle")
     tidy(
         left, "last layers shuffled together, % of all" if net.key == "vgg" else "last blocks, % of all", "accuracy, %"
     )
