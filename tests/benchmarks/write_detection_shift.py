@@ -82,8 +82,9 @@ periods of the strides; the summary names one that noise does not explain (p < 0
 
 Measured on {date}, torch {torch}, ultralytics {ultralytics}: `python -m tests.benchmarks.write_detection_shift RUN`
 writes this page from `surgeon run digits_detection_spd`: a small detector of digits of 8 to 64 pixels and the same
-after SPD-Conv, trained alike; {images} images, {objects} objects. Black comes in at the border.
-The picture is of the original.
+after SPD-Conv, trained alike; {images} images, {objects} objects. Black comes in at the border,
+which costs this detector precision by itself; `padding="mirror"` and `"crop"` tell how much. The picture is of the
+original.
 
 ![AP, jitter and flips against the shift](detection_shift.png)
 
