@@ -27,7 +27,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 SIZE, CANVAS, REACH, SEEDS, EPOCHS, BATCH, IMAGES = 24, 64, 32, (0, 1, 2), 8, 64, 225
 NETS: dict[str, Any] = {"original": None, "SPD": "spd", "APS": {"aps": {"padding": "circular"}}}
 KINDS = ("translation", "equivariance", "sampling_map")
-UNITS = ("bn1", "layer2.0", "layer4.0", "global_pool")  # paths: names of units change with surgery
+PATHS = ["conv1", "maxpool", "layer1", "layer2", "layer3", "layer4", "global_pool", "fc"]  # there in all nets
+UNITS = ("conv1", "layer2", "layer4", "global_pool")
 PERIODS = (2, 4, 8, 16)
 TEXT = """# What strides leave behind: sampling map, equivariance error, aliasing
 
@@ -54,8 +55,9 @@ stride 2 leaves three quarters unread. "image" is the same down to the image, th
 
 ## The equivariance error: where it is lost
 
-`analysis.equivariance(net, images)`: how far the features of a shifted image are from the shifted features, over how
-far they are from those of another image (1: as different as another digit). Circular shifts, right and down alike.
+`analysis.equivariance(net, images, units=["conv1", "maxpool", "layer1", ...])`: how far the features of a shifted
+image are from the shifted features, over how far they are from those of another image (1: as different as another
+digit). Circular shifts, right and down alike.
 
 {equivariance}
 
@@ -139,10 +141,11 @@ def measured(net: nn.Module, folder: Path) -> None:
     scan = analysis.translation(net, batches, axis="diagonal", reach=REACH, step=1, **circular)
     results = (
         scan,
-        analysis.equivariance(net, batches, **circular),
+        analysis.equivariance(net, batches, units=PATHS, **circular),
         analysis.sampling_map(net, (1, CANVAS, CANVAS)),
     )
     folder.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), folder / "net.pt")
     for kind, result in zip(KINDS, results, strict=True):
         result.to_json(folder / f"{kind}.json")
 
@@ -273,13 +276,13 @@ def equivariance_words(runs: dict[str, list[dict[str, Any]]]) -> str:
     one = {name: statistics.fmean(errors(runs[name], "global_pool", (1.0, 1.0))) for name in runs}
     rows = [row for run in runs["APS"] for row in run["equivariance"].rows]
     largest = max(row["relative_error"] for row in rows if row["path"] == "global_pool")
-    stem = statistics.fmean(errors(runs["SPD"], "bn1", (2.0, 2.0)))
+    stem = statistics.fmean(errors(runs["SPD"], "conv1", (2.0, 2.0)))
     return f"""- **Original**: a shift by the total stride so far, or a multiple, costs next to nothing (what is left is
   the max pool, which does not pad around); a shift by less is an error from that stride on, and pooling over all
   positions does not heal it: {one["original"]:.2f} behind `global_pool` at 1 pixel.
 - **SPD** reads every pixel, and still answers at every second position only: {one["SPD"]:.2f} at 1 pixel.
   Space-to-depth loses nothing, but a shift by one pixel exchanges the channels it has filled, and nothing makes the
-  conv behind it treat them alike. Its error at 2 pixels behind `bn1` ({stem:.2f}, where the original has none) is of
+  conv behind it treat them alike. Its error at 2 pixels behind `conv1` ({stem:.2f}, where the original has none) is of
   another kind: the taps that SPD adds read zeros beyond the border, whatever the padding of the conv, and digits on
   black (which is -0.8 in these images, not 0) have a border all around.
 - **APS** follows the image: behind `global_pool` its largest error over all shifts and seeds is {largest:.1g}. Its maps
