@@ -22,7 +22,7 @@ from analysis.perceptual_fitting import fit_perceptual
 from analysis.perceptual_result import Perceptual, PerceptualFit
 from analysis.periodicity import Aliasing, aliasing
 from analysis.rating_layouts import rating_data
-from analysis.ratings import Choices, Pair, Ratings, Triplet
+from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings
 from analysis.resolving import Resolution, resolution
 from analysis.result import Result
 from analysis.saliency_shifts import AttributionEquivariance, attribution_equivariance
@@ -41,7 +41,6 @@ __all__ = [
     "AnalysisError",
     "Attribution",
     "AttributionEquivariance",
-    "Choices",
     "Comparison",
     "Consistency",
     "DetectionComparison",
@@ -53,10 +52,12 @@ __all__ = [
     "ErrorsBeside",
     "JointRobustness",
     "JointSearch",
-    "Pair",
     "Perceptual",
     "PerceptualDistance",
     "PerceptualFit",
+    "RatedChoices",
+    "RatedPair",
+    "RatedTriplet",
     "Ratings",
     "Resolution",
     "Result",
@@ -66,7 +67,6 @@ __all__ = [
     "SpatialDependence",
     "StoredResult",
     "Translation",
-    "Triplet",
     "Unit",
     "adversarial",
     "aliasing",

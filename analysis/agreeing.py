@@ -127,8 +127,13 @@ def consistency(
     variants = [Variant("", name, view=view) for name, view in pairs(windows, number)]
     about = {"protocol": protocol, "size": window, "reach_px": far, "passes": number}
     readings = scan.run("consistency", variants, view=windows.middle, about=about)
-    rows, own, shares = (_along if protocol == "diagonal" else _by_pass)(readings, [v.key for v in variants])
-    images = readings.images(FINAL)
+    images, at_once = readings.images(FINAL), 1 if protocol == "diagonal" else 2
+    keys = [variant.key for variant in variants]
+    groups = [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
+    done = [key for group in groups if all(readings.images(key) == images for key in group) for key in group]
+    if not done:  # Ctrl-C, before any pair was measured
+        raise KeyboardInterrupt
+    rows, own, shares = (_along if protocol == "diagonal" else _by_pass)(readings, done)
     low, high = wilson(round(own["consistency"] * images), images)
     own |= {"consistency_low_95": low, "consistency_high_95": high}
     found = Consistency(rows, _summary(protocol, own, images, scan), scan.about(images, about | own))
@@ -149,7 +154,7 @@ def _passes(protocol: Protocol, passes: int | None) -> int:
 def _by_pass(readings: Readings, keys: Sequence[str]) -> tuple[list[Row], dict[str, Any], Any]:
     rows, agreeing, wrong = [], [], []
     for number, (one, other) in enumerate(zip(keys[::2], keys[1::2], strict=True), 1):
-        agreeing.append(readings.values(one, "class") == readings.values(other, "class"))
+        agreeing.append(_same(readings.values(one, "class"), readings.values(other, "class")))
         wrong.append(np.concatenate([readings.values(one, "error"), readings.values(other, "error")]))
         rows.append(_row(f"{number}", agreeing[-1], wrong[-1]))
     share = np.mean(agreeing, 0)
@@ -173,7 +178,7 @@ def _along(readings: Readings, keys: Sequence[str]) -> tuple[list[Row], dict[str
     chosen = np.stack([readings.values(key, "class") for key in keys])
     rows: list[Row] = []
     for shift, key in enumerate(keys):
-        same = chosen[shift] == chosen[max(shift - 1, 0)]
+        same = _same(chosen[shift], chosen[max(shift - 1, 0)])
         low, high = wilson(int(same.sum()), len(same))
         agreed = {"consistency": float(same.mean()), "consistency_low_95": low, "consistency_high_95": high}
         rows.append(
@@ -183,12 +188,17 @@ def _along(readings: Readings, keys: Sequence[str]) -> tuple[list[Row], dict[str
                 **{name: _mean(readings.values(key, name)) for name in ("p_right", "p_wrong")},
             }
         )
-    neighbours = (chosen[1:] == chosen[:-1]).mean(0)
-    stable = (chosen == chosen[0]).all(0)
+    neighbours = _same(chosen[1:], chosen[:-1]).mean(0)
+    stable = _same(chosen, chosen[0]).all(0)
     low, high = wilson(int(stable.sum()), len(stable))
     own = {"consistency": float(neighbours.mean()), "accuracy": float(np.mean([row["accuracy"] for row in rows]))}
     never = {"share": float(stable.mean()), "low_95": low, "high_95": high}
     return rows, own | {f"never_changes_{name}": value for name, value in never.items()}, neighbours
+
+
+def _same(one: Any, other: Any) -> Any:
+    """Where the classes are equal; an answer that is no number agrees with nothing."""
+    return (one == other) & (one >= 0)
 
 
 def _mean(values: Any) -> float | None:

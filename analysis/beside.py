@@ -6,7 +6,8 @@ Apart from the comparison, which goes through them and reports.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,13 @@ def accuracies(pair: Pair, **_: Any) -> tuple[Part, list[Readings]]:
             raise AnalysisError("compare is of classifiers; of detectors call analysis.compare_detection")
         scan.task.choices = True
         found.append(scan.run("compare", []))
+        if not scan.complete:
+            raise KeyboardInterrupt
+    if found[0].marks != found[1].marks:
+        raise AnalysisError(
+            "the second net was given other images than the first, or in another order, so that nothing can be "
+            "compared image by image; give the same batches each time: shuffle=False, and no random transforms"
+        )
     wrong, losses, chosen = ([r.values(FINAL, name) for r in found] for name in ("error", "loss", "class"))
     images = min(map(len, chosen))
     differ = chosen[0][:images] != chosen[1][:images]
@@ -109,6 +117,12 @@ def accuracies(pair: Pair, **_: Any) -> tuple[Part, list[Readings]]:
         rows.append(_unbounded(pair, "loss", *losses))
     rows.append(pair.row("images only this net gets right", [int(each) for each in only], None, images))
     return Part(rows, own={"disagree_share": float(differ.mean()), "disagree_images": int(differ.sum())}), found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _unbounded(pair: Pair, measure: str, one: NDArray[Any], other: NDArray[Any]) -> Row:
@@ -127,24 +141,24 @@ def _unbounded(pair: Pair, measure: str, one: NDArray[Any], other: NDArray[Any])
 
 def translations(pair: Pair, **own: Any) -> Part:
     """Mean relative loss over a grid of shifts, and accuracy at the worst shift."""
-    settings = {"reach": 4, "step": 2, **own}
-    found = [translation(model, pair.data, **pair.common, **settings) for model in pair.models]
+    few = {"reach": 6, "step": 3} if own.get("kind", "shift") == "shift" and "moves" not in own else {}
+    found = [translation(model, pair.data, **{**pair.common, **few, **own}) for model in pair.models]
     lost, right = ([result.by_image[name] for result in found] for name in ("lost", "right"))
     images = min(map(len, right))
     known = all(values[:images].any() for values in right)
     interval = difference_of_ratios(
         (lost[0][:images], right[0][:images]), (lost[1][:images], right[1][:images]), pair.seed
     ) if known else None  # fmt: skip
-    mean = pair.row("relative loss over shifts", [r.relative_loss[0] for r in found], interval, images)
-    worst = pair.row(
-        "accuracy at the worst shift", [min(row["accuracy"] for row in r.rows) for r in found], None, images
-    )
+    kind = found[0].settings["kind"]
+    lowest = [min(row["accuracy"] for row in result.rows) for result in found]
+    mean = pair.row(f"relative loss over {kind}s", [result.relative_loss[0] for result in found], interval, images)
+    worst = pair.row(f"accuracy at the worst {kind}", lowest, None, images)
     return Part([mean, worst], list(found))
 
 
 def consistencies(pair: Pair, **own: Any) -> Part:
     """Shift consistency."""
-    found = [consistency(model, pair.data, **pair.common, **{"protocol": "circular", **own}) for model in pair.models]
+    found = [consistency(model, pair.data, **{**pair.common, "protocol": "circular", **own}) for model in pair.models]
     one, other = (result.by_image["consistency"] for result in found)
     return Part([pair.paired(f"consistency ({found[0].settings['protocol']})", one, other)], list(found))
 
@@ -184,13 +198,16 @@ def costs(pair: Pair, **own: Any) -> Part:
 
 
 def _size(scan: Scan, pair: Pair) -> Any:
-    return input_sizes(scan.module, input_size_of(scan.module, scan.task, scan.data, pair.input_size))
+    """The size asked for, else that of the images."""
+    first = next(iter(pair.data), None)
+    given = pair.input_size if first is None or pair.input_size is not None else tuple(first[0].shape[1:])
+    return input_sizes(scan.module, input_size_of(scan.module, scan.task, scan.data, given))
 
 
 def resolutions(pair: Pair, **own: Any) -> Part:
     """Accuracy at lower resolutions."""
     one, other = pair.models
-    found = resolution(one, pair.data, other=other, labels=pair.labels, **pair.common, **own)
+    found = resolution(one, pair.data, other=other, labels=pair.labels, **{**pair.common, **own})
     rows = []
     for factor in dict.fromkeys(row["factor"] for row in found.rows if row["factor"] < 1):
         both = {row["model"]: row for row in found.rows if row["factor"] == factor}
@@ -205,11 +222,10 @@ def resolutions(pair: Pair, **own: Any) -> Part:
 def equivariances(pair: Pair, **own: Any) -> Part:
     """How far the last features of a shifted image are from those of the image, mean over shifts."""
     taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "command")}
-    found = [equivariance(model, pair.data, **taken, **own) for model in pair.models]
+    found = [equivariance(model, pair.data, **{**taken, **own}) for model in pair.models]
     means = []
     for result in found:
-        last = [row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]]
-        means.append(sum(last) / len(last))
+        means.append(_mean(row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]))
     return Part([pair.row("answer's change by a shift, in that by another image", means)], list(found))
 
 
@@ -217,9 +233,10 @@ def attributions(pair: Pair, **own: Any) -> Part:
     """Whether saliency maps move with the image: their correlation, mean over shifts."""
     taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "amp", "command")}
     found = [
-        attribution_equivariance(model, pair.data, input_size=pair.input_size, **taken, **own) for model in pair.models
+        attribution_equivariance(model, pair.data, **{**taken, "input_size": pair.input_size, **own})
+        for model in pair.models
     ]
-    means = [sum(row["pearson"] for row in result.rows) / len(result.rows) for result in found]
+    means = [_mean(row["pearson"] for row in result.rows) for result in found]
     return Part([pair.row("saliency map of a shifted image, correlation", means)], list(found))
 
 
@@ -232,3 +249,14 @@ MEASURES = {
     "attribution": attributions,
     "cost": costs,
 }
+MEASURED_BY: dict[str, Callable[..., Any]] = {
+    "translation": translation,
+    "consistency": consistency,
+    "resolution": resolution,
+    "equivariance": equivariance,
+    "robustness": robustness,
+    "attribution": attribution_equivariance,
+    "cost": milliseconds,
+}
+OURS = {"model", "data", "other", "labels", "nets", "images", "ledger", "input_size", "limit"}
+TAKES = {name: inspect.signature(function).parameters.keys() - OURS for name, function in MEASURED_BY.items()}

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from analysis.beside import MEASURES, Pair, Part, accuracies
+from analysis.beside import MEASURES, TAKES, Pair, Part, accuracies
 from analysis.disagreeing import Disagreement, disagreements
 from analysis.opening import versions_of
 from analysis.result import Result, Row, two_names
@@ -123,19 +123,31 @@ def compare(
     pair = Pair((a, b), names, data, common, input_size)
     first, readings = accuracies(pair)
     parts, notes = [first], list[str]()
+    complete = True
     for name in asked:
         try:
             parts.append(MEASURES[name](pair, **dict((settings or {}).get(name, {}))))
         except SurgeonError as error:
             notes.append(f"{name} is left out: {error}")
+        except KeyboardInterrupt:
+            complete = False
+        if not complete or not all(result.settings.get("complete", True) for result in parts[-1].results):
+            complete = False
+            notes.append(f"stopped during {name}; what follows was not measured")
+            break
     rows = [row for part in parts for row in part.rows]
-    found = Comparison(rows, _summary(names, rows, first, notes), _about(pair, parts, notes, asked))
+    found = Comparison(
+        rows, _summary(names, rows, first, notes), _about(pair, parts, notes, asked) | {"complete": complete}
+    )
     found.results = list(_labelled(names, parts))
     found.disagreements = disagreements(data, readings, shown)
     return found
 
 
 def _check(data: Any, measures: Sequence[str], settings: Mapping[str, Any], shown: int) -> None:
+    for name, own in settings.items():
+        if name in TAKES and (unknown := [key for key in own if key not in TAKES[name]]):
+            raise AnalysisError(f"settings: {name} takes no '{unknown[0]}'; it takes {', '.join(sorted(TAKES[name]))}")
     if isinstance(data, Iterator) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise AnalysisError(
             f"data is a {type(data).__name__}, and is gone through for each net and measure; give a list or DataLoader"
@@ -156,7 +168,7 @@ def _about(pair: Pair, parts: Sequence[Part], notes: Sequence[str], measures: Se
         **{"model": " and ".join(type(unwrap(model)).__name__ for model in pair.models), "labels": list(pair.labels)},
         **{"images": parts[0].rows[0]["images"], "measures": list(measures), **own},
         **{key: pair.common[key] for key in ("seed", "limit", "amp")},
-        **{"complete": True, "notes": list(notes), "command": pair.common["command"], "versions": versions_of()},
+        **{"notes": list(notes), "command": pair.common["command"], "versions": versions_of()},
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from analysis.moving import shift_images, turn_images
-from analysis.ratings import Pair, Ratings
+from analysis.ratings import RatedPair, Ratings
 from surgeon.errors import AnalysisError
 
 STRONGEST = {"noise": 0.3, "blur": 0.05, "contrast": 0.8, "shift": 0.16, "rotation": 20.0}
@@ -63,7 +63,7 @@ def distorted_samples(
     wide = channels or (1 if source == "digits" else 3)
     names = [f"{source} {index}" for index in range(images)]
     pairs = [
-        Pair(name, f"{name} {kind} {level}", float(level), kind, float(level))
+        RatedPair(name, f"{name} {kind} {level}", float(level), kind, float(level))
         for name in names
         for kind in distortions
         for level in range(1, levels + 1)

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.model_names import model_name
+from analysis.moves import check_fill
 from analysis.moving import Fill, Padding
 from analysis.opening import versions_of
 from analysis.parts import Level, Unit
@@ -63,7 +64,7 @@ def equivariance(
     shifts: Sequence[float | Shift] | None = None,
     padding: Padding = "circular",
     border: Border = "keep",
-    fill: Fill = 0.0,
+    fill: Fill | None = None,
     seed: int = 0,
     limit: int | None = None,
     memory: int | str = "1GiB",
@@ -94,7 +95,7 @@ def equivariance(
             pad with zeros errs there, and by more the deeper one looks. "mirror" or "black", with ``border="crop"``.
         border: "crop" leaves out the positions that a shift has brought in, and one more (not what zero padding
             spreads); "keep" counts all.
-        fill: Value of black for "black": one for all channels of the images, or one each.
+        fill: Value of black for "black", as of :func:`analysis.translation`: one for all channels, or one each.
         seed: Of the draws behind the intervals, and of models that draw at random.
         limit: Most images.
         memory: What features of a piece of a batch may take, bytes or as "1GiB".
@@ -111,6 +112,8 @@ def equivariance(
 
     Example:
         >>> import torch
+        >>> import torch
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"), nn.ReLU())
         >>> result = equivariance(net, [torch.rand(4, 3, 8, 8)], units="layer", shifts=(1, 2), progress=False)
         >>> [(row["dx_px"], row["error"] < 1e-5) for row in result.rows]
@@ -121,6 +124,7 @@ def equivariance(
         Lenc and Vedaldi, CVPR 2015. The two normalisations are ours.
     """
     _check(padding, border, seed, limit)
+    fill = check_fill(fill, padding)
     module = unwrap(model)
     size = size_of(data)
     taps, notes = find_taps(model, module, units, size)

@@ -17,7 +17,7 @@ from surgeon.errors import AnalysisError
 
 Kind = Literal["shift", "rotation", "scale"]
 Axis = Literal["grid", "diagonal", "horizontal", "vertical"]
-REACH = {"shift": 8.0, "rotation": 20.0, "scale": 0.5}
+REACH = {"shift": 9.0, "rotation": 20.0, "scale": 0.5}
 STEP = {"shift": 1.0, "rotation": 1.0, "scale": 0.05}
 MOST = 100_000  # moves; more are a mistake
 
@@ -86,7 +86,7 @@ def moves_of(
         found = [_move(kind, each) for each in _listed(moves)]
     else:
         wide = REACH[kind] if reach is None else reach
-        usual = 2.0 if kind == "shift" and axis == "grid" else STEP[kind]
+        usual = 3.0 if kind == "shift" and axis == "grid" else STEP[kind]  # no multiple of strides
         found = _evenly(kind, axis, wide, usual if step is None else step)
     unmoved = [] if any(move.none for move in found) else [Move()]
     return list(dict.fromkeys([*unmoved, *found]))

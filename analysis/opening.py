@@ -68,8 +68,10 @@ def versions_of() -> dict[str, str]:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """Tells one model's weights from another's."""
-    return f"{type(module).__name__} {digest([*module.parameters(), *module.buffers()])}"
+    """Tells one model from another: its weights, and what its layers are."""
+    layers = [f"{path} {type(part).__qualname__} {part.extra_repr()}" for path, part in module.named_modules()]
+    made = hashlib.blake2b("\n".join(layers).encode(), digest_size=8).hexdigest()
+    return f"{type(module).__name__} {digest([*module.parameters(), *module.buffers()])} {made}"
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

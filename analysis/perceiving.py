@@ -21,7 +21,7 @@ from analysis.perceptual_pairs import Distance, choices, distances_beside, insis
 from analysis.perceptual_result import Perceptual
 from analysis.perceptual_rows import Drawn, choice_rows, rating_rows, shift_rows, summary_of
 from analysis.perturb import untouched
-from analysis.ratings import Choices, Ratings
+from analysis.ratings import RatedChoices, Ratings
 from analysis.result import Row
 from surgeon.errors import AnalysisError
 from surgeon.randomness import generators_kept
@@ -32,7 +32,7 @@ FEW = 10  # references under which an interval is called rough
 
 def perceptual(
     distance: Distance,
-    data: Ratings | Choices,
+    data: Ratings | RatedChoices,
     *,
     shifts: int | Sequence[int] = 8,
     padding: str = "mirror",
@@ -60,7 +60,7 @@ def perceptual(
     Args:
         distance: A :class:`PerceptualDistance`, or any function of two batches of images (N, C, H, W), values 0 to 1,
             that answers (N,): other metrics are measured alike.
-        data: Of :func:`rating_data`, :func:`distorted_samples`, or your own :class:`Ratings` or :class:`Choices`.
+        data: Of :func:`rating_data`, :func:`distorted_samples`, or your own :class:`Ratings` or :class:`RatedChoices`.
         shifts: Pixels: 1 to this number, or those named; 0 for none. Not of choices.
         padding: What comes in at the border of shifted images, "mirror" or "circular".
         resamples: Draws of references.
@@ -94,7 +94,7 @@ def perceptual(
         stack.enter_context(torch.no_grad())
         stack.enter_context(untouched(distance) if isinstance(distance, nn.Module) else generators_kept())
         drawn = Drawn(seed, resamples)
-        if isinstance(some, Choices):
+        if isinstance(some, RatedChoices):
             found, complete = choices(distance, some, batch_size, progress)
             some = some.first(len(found))
             rows = choice_rows(some, found.numpy(), drawn)
@@ -159,7 +159,7 @@ def _checked(
     return steps
 
 
-def _about(distance: Any, data: Ratings | Choices) -> dict[str, Any]:
+def _about(distance: Any, data: Ratings | RatedChoices) -> dict[str, Any]:
     """What was measured, on what."""
     named = {"data": data.name, "pairs": len(data), "references": len(data.references)}
     named["input_size"] = list(data.image(data.items[0].reference).shape)
@@ -179,7 +179,7 @@ def _about(distance: Any, data: Ratings | Choices) -> dict[str, Any]:
     return {"distance": f"{model} ({distance.form})", "model": model, **named, **about}
 
 
-def _notes(data: Ratings | Choices, complete: bool) -> list[str]:
+def _notes(data: Ratings | RatedChoices, complete: bool) -> list[str]:
     notes = [] if complete else ["stopped before all images were measured; figures are of those seen"]
     if isinstance(data, Ratings) and len(data.references) < FEW:
         notes.append(f"{len(data.references)} references only: intervals are rough, and rather too narrow")

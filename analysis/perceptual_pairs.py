@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from analysis.perceptual_distance import PerceptualDistance
-from analysis.ratings import Choices, Ratings
+from analysis.ratings import RatedChoices, Ratings
 from surgeon.errors import AnalysisError
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -93,7 +93,7 @@ def insist_on_ratings(data: Any, verb: str) -> None:
     Raises:
         AnalysisError: Likewise.
     """
-    if not isinstance(data, (Ratings, Choices)):
+    if not isinstance(data, (Ratings, RatedChoices)):
         raise AnalysisError(
             f"{verb}: data is a {type(data).__name__}; open a database by analysis.rating_data, or put your own pairs "
             "into analysis.Ratings"
@@ -116,7 +116,7 @@ def numbers(distance: Distance, data: Ratings, size: int, shown: bool) -> tuple[
 
 
 def _gathered(
-    distance: Distance, data: Ratings | Choices, names: list[tuple[str, str]], size: int, shown: bool
+    distance: Distance, data: Ratings | RatedChoices, names: list[tuple[str, str]], size: int, shown: bool
 ) -> tuple[Tensor, bool]:
     parts: list[Tensor] = []
     complete = True
@@ -132,7 +132,7 @@ def _gathered(
     return torch.cat(parts), complete
 
 
-def choices(distance: Distance, data: Choices, size: int, shown: bool) -> tuple[Tensor, bool]:
+def choices(distance: Distance, data: RatedChoices, size: int, shown: bool) -> tuple[Tensor, bool]:
     """Distances of the first and the second image of all triplets, (N, 2), or of the first ones; whether all."""
     names = [(one.reference, name) for one in data.items for name in (one.first, one.second)]
     found, complete = _gathered(distance, data, names, size, shown)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.correlating import KINDS, NONE, Bounds, correlate, correlation_bounds, ratio_bounds, spearman
-from analysis.ratings import Choices, Pair, Ratings
+from analysis.ratings import RatedChoices, RatedPair, Ratings
 from analysis.result import Row
 
 Values = NDArray[np.float64]
@@ -59,7 +59,7 @@ def rating_rows(data: Ratings, found: Values, drawn: Drawn) -> list[Row]:
     return rows
 
 
-def _correlations(name: str, pairs: Sequence[Pair], found: Values, worse: Values, drawn: Drawn) -> list[Row]:
+def _correlations(name: str, pairs: Sequence[RatedPair], found: Values, worse: Values, drawn: Drawn) -> list[Row]:
     references = [pair.reference for pair in pairs]
     values = correlate(found, worse)
     bounds = correlation_bounds(found, worse, references, drawn.seed, drawn.resamples)
@@ -67,7 +67,7 @@ def _correlations(name: str, pairs: Sequence[Pair], found: Values, worse: Values
     return [_row("correlation", kind, values[kind], bounds[kind], counts, distortion=name) for kind in KINDS]
 
 
-def _of_curves(name: str, pairs: Sequence[Pair], found: Values, worse: Values, drawn: Drawn) -> Row:
+def _of_curves(name: str, pairs: Sequence[RatedPair], found: Values, worse: Values, drawn: Drawn) -> Row:
     """Spearman within each reference and distortion, averaged over curves."""
     curves: dict[tuple[str, str], list[int]] = {}
     for place, pair in enumerate(pairs):
@@ -121,7 +121,7 @@ def shift_rows(data: Ratings, found: Values, moved: Values, steps: Sequence[int]
     return rows
 
 
-def choice_rows(data: Choices, found: Values, drawn: Drawn) -> list[Row]:
+def choice_rows(data: RatedChoices, found: Values, drawn: Drawn) -> list[Row]:
     """Rows of choices, per part of the data: the distance's agreement with the judges, and theirs with each other.
 
     Args:

@@ -56,7 +56,7 @@ class Windows:
         return images[:, :, top // 2 :, left // 2 :][:, :, : self.size[0], : self.size[1]], targets
 
     def random(self, batch: Any, number: int, start: int, key: int) -> tuple[Tensor, Tensor]:
-        """A window or circular shift of its own for each image; the same for the same seed, key and image."""
+        """A window or circular shift of its own for each image; the same for the same seed, key, batch and place."""
         images, targets = batch
         generator = np.random.default_rng([self.seed, key, number])
         if self.protocol == "circular":
@@ -73,19 +73,26 @@ class Windows:
                 "size or reach"
             )
         drawn = generator.integers(0, self.reach, (start + len(images), 2))[start:]
-        return _picked(images, drawn[:, 0], drawn[:, 1], self.size or (1, 1)), targets
+        top, left = self._corner(room)
+        return _picked(images, drawn[:, 0] + top, drawn[:, 1] + left, self.size or (1, 1)), targets
 
     def at(self, batch: Any, _number: int, _start: int, shift: int) -> tuple[Tensor, Tensor]:
-        """The window ``shift`` pixels from the upper left corner on both axes."""
+        """The window ``shift`` pixels from the upper left corner on both axes, of the middle of larger images."""
         images, targets = batch
         height, width = self.size or images.shape[-2:]
+        top, left = self._corner(self._room(images))
         if min(self._room(images)) < self.reach:
             raise AnalysisError(
                 f"protocol 'diagonal' goes to {self.reach} pixels, and windows of {self._sides} have room for "
                 f"{min(self._room(images))} in images of {images.shape[-2]} x {images.shape[-1]}; give larger images, "
                 "a smaller size or reach"
             )
-        return images[:, :, shift : shift + height, shift : shift + width], targets
+        down, right = top + shift, left + shift
+        return images[:, :, down : down + height, right : right + width], targets
+
+    def _corner(self, room: tuple[int, int]) -> tuple[int, int]:
+        """Where the middle part begins that all windows lie in, window and reach wide; more of an image is not seen."""
+        return max((room[0] - self.reach) // 2, 0), max((room[1] - self.reach) // 2, 0)
 
     @property
     def _sides(self) -> str:

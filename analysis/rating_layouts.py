@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.ratings import Choices, Pair, Ratings, Triplet, read_image
+from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings, read_image
 from surgeon.errors import AnalysisError
 
 TID = (
@@ -51,7 +51,7 @@ HOW_TO_GET = {
 }
 
 
-def rating_data(name: str, folder: str | Path, *, split: str | Sequence[str] | None = None) -> Ratings | Choices:
+def rating_data(name: str, folder: str | Path, *, split: str | Sequence[str] | None = None) -> Ratings | RatedChoices:
     """Open a database of images that people judged, as it is published.
 
     Args:
@@ -62,7 +62,7 @@ def rating_data(name: str, folder: str | Path, *, split: str | Sequence[str] | N
             are published whole; part them by :meth:`Ratings.split`.
 
     Returns:
-        :class:`Ratings`; of BAPPS :class:`Choices`. Images are read when asked for.
+        :class:`Ratings`; of BAPPS :class:`RatedChoices`. Images are read when asked for.
 
     Raises:
         AnalysisError: For an unknown name or split, a missing file or image, or a bad line, with its number.
@@ -168,7 +168,7 @@ def _tid(name: str, where: Path) -> Ratings:
         reference = originals.path(f"{parts[1]}.bmp", source, number)
         kind = _distortion(kinds, parts[2], source, number)
         score = _number(words[0], source, number)
-        pairs.append(Pair(reference, distorted.path(words[1], source, number), score, kind, int(parts[3])))
+        pairs.append(RatedPair(reference, distorted.path(words[1], source, number), score, kind, int(parts[3])))
     return _ratings(name, source, pairs, "better", "mean opinion score")
 
 
@@ -180,7 +180,7 @@ def _kadid(name: str, where: Path) -> Ratings:
         parts = _named(file, r"(i\d+)_(\d+)_(\d+)\.png", source, number, "I01_08_03.png")
         kind = _distortion(KADID, parts[2], source, number)
         reference, shown = (files.path(one, source, number) for one in (original, file))
-        pairs.append(Pair(reference, shown, _number(score, source, number), kind, int(parts[3])))
+        pairs.append(RatedPair(reference, shown, _number(score, source, number), kind, int(parts[3])))
     return _ratings(name, source, pairs, "better", "degradation category rating, 5 is imperceptible")
 
 
@@ -195,7 +195,7 @@ def _raid(name: str, where: Path) -> Ratings:
             raise _bad(source, number, f"distortion '{parts[1]}' is none of {', '.join(RAID)}")
         reference, level = files.path(original, source, number), int(parts[3])
         shown = reference if level == 1 and file not in files else files.path(file, source, number)
-        pairs.append(Pair(reference, shown, _number(score, source, number), RAID[parts[1].lower()], level))
+        pairs.append(RatedPair(reference, shown, _number(score, source, number), RAID[parts[1].lower()], level))
     pairs.sort(key=lambda pair: pair.reference)  # stable: the file goes through the distortions first
     return _ratings(name, source, pairs, "worse", "response (psi / sigma)", curves=True)
 
@@ -215,13 +215,15 @@ def _columns(name: str, path: Path, layouts: Sequence[tuple[str, ...]]) -> Itera
         yield number, [cells[head.index(column)] for column in wanted]
 
 
-def _ratings(name: str, source: Path, pairs: list[Pair], higher: str, scored: str, curves: bool = False) -> Ratings:
+def _ratings(
+    name: str, source: Path, pairs: list[RatedPair], higher: str, scored: str, curves: bool = False
+) -> Ratings:
     if not pairs:
         raise AnalysisError(f"{name}: {source} has no scored image; get the file anew")
     return Ratings(name, pairs, read_image, higher=higher, scored=scored, curves=curves)  # type: ignore[arg-type]
 
 
-def _bapps(where: Path, splits: Iterable[str]) -> Choices:
+def _bapps(where: Path, splits: Iterable[str]) -> RatedChoices:
     """``2afc/val/cnn/`` and so on: ``ref``, ``p0``, ``p1`` with images, ``judge`` with shares, all of equal names."""
     folders: list[Path] = []
     for split in splits:
@@ -230,10 +232,10 @@ def _bapps(where: Path, splits: Iterable[str]) -> Choices:
         if not inner:
             raise _missing("bapps", where, f"2afc/{split} with ref, p0, p1 and judge")
         folders += [folder for folder in inner if folder not in folders]
-    return Choices("bapps", [triplet for folder in folders for triplet in _triplets(folder)], read_image)
+    return RatedChoices("bapps", [triplet for folder in folders for triplet in _triplets(folder)], read_image)
 
 
-def _triplets(folder: Path) -> Iterator[Triplet]:
+def _triplets(folder: Path) -> Iterator[RatedTriplet]:
     images = {part: _Files("bapps", folder / part, "*") for part in ("ref", "p0", "p1")}
     judged = sorted((folder / "judge").glob("*.npy"))
     if not judged:
@@ -246,4 +248,4 @@ def _triplets(folder: Path) -> Iterator[Triplet]:
         if not 0 <= share <= 1:
             raise AnalysisError(f"{path} holds {share:g}; a share is from 0 to 1, get the data set anew")
         reference, first, second = (images[part].path(f"{path.stem}.png", path, 1) for part in images)
-        yield Triplet(reference, first, second, share, folder.name)
+        yield RatedTriplet(reference, first, second, share, folder.name)

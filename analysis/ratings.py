@@ -25,7 +25,7 @@ Read = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
-class Pair:
+class RatedPair:
     """A reference and a distorted image, by the names they are read by, and what people said of the pair.
 
     Attributes:
@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Triplet:
+class RatedTriplet:
     """A reference, two distorted images, and the share of judges who found the second one nearer.
 
     Attributes:
@@ -62,7 +62,7 @@ class Triplet:
     distortion: str = ""
 
 
-Item = TypeVar("Item", Pair, Triplet)
+Item = TypeVar("Item", RatedPair, RatedTriplet)
 
 
 class _Judged(Sequence[Any], Generic[Item]):
@@ -154,7 +154,7 @@ class _Judged(Sequence[Any], Generic[Item]):
         raise NotImplementedError
 
 
-class Ratings(_Judged[Pair]):
+class Ratings(_Judged[RatedPair]):
     """Scored pairs of a reference and a distorted image; goes over (reference, distorted, score).
 
     Args:
@@ -171,7 +171,7 @@ class Ratings(_Judged[Pair]):
 
     Example:
         >>> images = {"a": torch.zeros(1, 2, 2), "b": torch.ones(1, 2, 2)}
-        >>> data = Ratings("mine", [Pair("a", "b", 4.5, "white")], images.__getitem__, higher="worse")
+        >>> data = Ratings("mine", [RatedPair("a", "b", 4.5, "white")], images.__getitem__, higher="worse")
         >>> len(data), data[0][2], data.worse.tolist()
         (1, 4.5, [4.5])
     """
@@ -179,7 +179,7 @@ class Ratings(_Judged[Pair]):
     def __init__(
         self,
         name: str,
-        items: Iterable[Pair],
+        items: Iterable[RatedPair],
         read: Read,
         *,
         higher: Higher,
@@ -208,13 +208,13 @@ class Ratings(_Judged[Pair]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         return (self[index] for index in range(len(self)))
 
-    def _with(self, items: Iterable[Pair]) -> Self:
+    def _with(self, items: Iterable[RatedPair]) -> Self:
         more: dict[str, Any] = {"higher": self.higher, "scored": self.scored, "curves": self.curves}
         return type(self)(self.name, items, self.read, **more)
 
 
-class Choices(_Judged[Triplet]):
-    """Choices of judges between two distorted images; goes over (reference, first, second, share).
+class RatedChoices(_Judged[RatedTriplet]):
+    """RatedChoices of judges between two distorted images; goes over (reference, first, second, share).
 
     Args:
         name: As results call it.
@@ -225,7 +225,7 @@ class Choices(_Judged[Triplet]):
         AnalysisError: When there is no triplet, or a share is not from 0 to 1.
     """
 
-    def __init__(self, name: str, items: Iterable[Triplet], read: Read) -> None:
+    def __init__(self, name: str, items: Iterable[RatedTriplet], read: Read) -> None:
         super().__init__(name, items, read)
         if wrong := [item for item in self.items if not 0 <= item.share <= 1]:
             raise AnalysisError(f"{name}: the share of '{wrong[0].second}' is {wrong[0].share}; give 0 to 1")
@@ -239,7 +239,7 @@ class Choices(_Judged[Triplet]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
         return (self[index] for index in range(len(self)))
 
-    def _with(self, items: Iterable[Triplet]) -> Self:
+    def _with(self, items: Iterable[RatedTriplet]) -> Self:
         return type(self)(self.name, items, self.read)
 
 
@@ -255,7 +255,10 @@ def read_image(path: str | Path) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(" <")[0].partition(" '")[0]
         raise AnalysisError(f"{path} cannot be read as an image ({reason}); get the data set anew") from None
+    except ImportError:  # ultralytics, once imported, looks for another reader of what Pillow does not know
+        reason = "cannot identify image file"
+        raise AnalysisError(f"{path} cannot be read as an image ({reason}); get the data set anew") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
 
 
-__all__ = ["Choices", "Higher", "Pair", "Ratings", "Triplet", "read_image"]
+__all__ = ["Higher", "RatedChoices", "RatedPair", "RatedTriplet", "Ratings", "read_image"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from analysis.attribution_settings import Asked, baseline_of, methods_of
 from analysis.explaining import Explained
+from analysis.moves import check_fill
 from analysis.moving import shift_images
 from analysis.parts import Level, Unit
 from analysis.saliency_maps import AT_UNIT, GUIDED, METHODS, Seeing, Shown, maps
@@ -33,7 +34,7 @@ def attribution_equivariance(
     method: str | Sequence[str] = "saliency",
     shifts: Sequence[int | tuple[int, int]] = (1, 2, 4),
     padding: Padding = "circular",
-    fill: float | Sequence[float] = 0.0,
+    fill: float | Sequence[float] | None = None,
     baseline: str | float | Tensor = "zero",
     steps: int = 50,
     samples: int = 16,
@@ -71,7 +72,7 @@ def attribution_equivariance(
             "guided_backprop", "gradcam", "guided_gradcam" (`analysis.saliency_maps`).
         shifts: Whole pixels: a number for that many to the right and down, or (right, down).
         padding: What comes in at the border: "circular", "mirror" or "black".
-        fill: Black, in the values of the images; as of ``analysis.moving.shift_images``.
+        fill: Value of black for "black", as of :func:`analysis.translation`.
         baseline: Of integrated gradients, as of :func:`analysis.attribution`; it moves with the image.
         steps: Of integrated gradients.
         samples: Noisy images of SmoothGrad; the noise of an image is the same for all shifts, and moves with it.
@@ -117,7 +118,7 @@ def attribution_equivariance(
         "attribution_equivariance", names, baseline, steps, target, top, internal_batch_size, memory, seed, limit,
         progress, amp, command, detector, input_size,
     )  # fmt: skip
-    wanted = _shifts(shifts, padding)
+    wanted, fill = _shifts(shifts, padding), check_fill(fill, padding)
     _check(samples, noise)
     explained = Explained(model, data, asked)
     _check_guided(explained, names)

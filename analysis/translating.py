@@ -97,9 +97,10 @@ def translation(
         data: Batches of (images, class indices); larger images than the model takes for ``padding="crop"``.
         kind: "shift", "rotation" or "scale".
         axis: Of shifts: "grid" all (dx, dy), "diagonal" dx = dy, "horizontal", "vertical".
-        reach: Furthest: pixels of a shift (8), degrees (20), or how far scales go from 1 (0.5: 0.5 to 1.5). The paper
+        reach: Furthest: pixels of a shift (9), degrees (20), or how far scales go from 1 (0.5: 0.5 to 1.5). The paper
             shifts 256-pixel images by up to 50.
-        step: Between two moves: 2 pixels of a grid, else 1; 1 degree; 0.05.
+        step: Between two moves: 3 pixels of a grid (multiples of the strides would see little of them), else 1; of
+            angles 1 degree; of scales 0.05.
         moves: These instead: shifts as (dx, dy), angles, or scales. Fractions of pixels are Fourier shifts.
         padding: What comes in at the border: "mirror" (the paper's mosaic), "black", "circular", "crop" from a larger
             image.
@@ -153,6 +154,7 @@ def translation(
         "translation", [*variants.values()], view=partial(view, move=Move()) if window else None, about=about
     )
     keys = {move: variants[move].key if move in variants else FINAL for move in every}
+    keys = {move: key for move, key in keys.items() if readings.images(key) == readings.images(FINAL)}  # Ctrl-C
     rows = [_row(kind, move, key, readings, list(metrics or ()), seed) for move, key in keys.items()]
     lost = _mean_lost([key for key in keys.values() if key != FINAL], readings)
     mean = dict(zip(MEAN, _relative(lost, 1 - readings.values(FINAL, "error"), seed), strict=True))
@@ -169,7 +171,7 @@ def _row(kind: Kind, move: Move, key: str, readings: Readings, others: Sequence[
         else {COLUMN[kind]: move.degrees if kind == "rotation" else move.scale}
     )
     wrong, right = readings.values(key, "error"), 1 - readings.values(FINAL, "error")[: readings.images(key)]
-    loss, low, high = _relative(wrong.astype(float) - (1 - right), right, seed)
+    loss, low, high = _relative(wrong.astype(float) - (1 - right), right, seed, key == FINAL)
     means = {name: float(readings.values(key, name).mean()) for name in ("loss", "agreement", *others)}
     return {
         **where,
@@ -185,11 +187,13 @@ def _mean_lost(keys: Sequence[str], readings: Readings) -> NDArray[Any]:
     return np.mean(moved, 0) if moved else np.zeros(readings.images(FINAL))
 
 
-def _relative(lost: NDArray[Any], right: NDArray[Any], seed: int) -> tuple[float | None, float | None, float | None]:
+def _relative(
+    lost: NDArray[Any], right: NDArray[Any], seed: int, unmoved: bool = False
+) -> tuple[float | None, float | None, float | None]:
     """Share of the right images that is lost, and its interval."""
     if not right.sum():
         return None, None, None
-    if not lost.any():
+    if unmoved:
         return 0.0, 0.0, 0.0
     return (float(lost.sum() / right.sum()), *ratio_bootstrap(lost, right, seed))
 

@@ -12,7 +12,7 @@ import typer
 
 ATTRIBUTION = (
     "surgeon analyze attribution runs/digits_layers_resnet | "
-    "surgeon analyze attribution resnet50 --pretrained --data folder:imagenet/val --limit 100 --no-robustness"
+    "surgeon analyze attribution resnet50 --pretrained --data folder:imagenet --limit 100 --no-robustness"
 )
 ATTRIBUTION_SHIFTS = (
     "surgeon analyze attribution-shifts runs/digits_spd/original --method saliency --method gradcam --shift 1 --shift 8"
@@ -92,7 +92,7 @@ def attribution_shifts(
     shift: Annotated[
         list[int] | None, typer.Option(help="Pixels right and down; may be repeated. Default: 1, 2, 4.")
     ] = None,
-    padding: Annotated[str, typer.Option(help="What comes in: circular, mirror or black.")] = "circular",
+    padding: Annotated[str, typer.Option(help="What comes in: circular or mirror.")] = "circular",
     baseline: Baseline = "zero",
     steps: StepCount = 50,
     samples: Annotated[int, typer.Option(min=1, help="Noisy images of SmoothGrad.")] = 16,
@@ -131,10 +131,11 @@ def _run(
     from recipes.jobs import command_line
     from recipes.processes import processes
     from recipes.viewing import view_model
+    from surgeon.errors import RecipeError
 
     with processes(device) as who:
-        if not who.main:
-            return  # one process is enough
+        if who.world > 1:
+            raise RecipeError(f"{name} is computed by one process, and {who.world} were started; leave torchrun out")
         try_folder(out)
         viewed = view_model(model, **opened)
         viewed.model.to(who.device)

@@ -26,7 +26,7 @@ RECIPE = "digits_spd"
 BLACK = -MEAN / STD  # of the normalised digits
 MEASURES = ("translation", "consistency", "resolution", "equivariance", "cost")
 ASKED: dict[str, dict[str, Any]] = {
-    "translation": {"reach": 4, "step": 2, "padding": "black", "fill": BLACK},
+    "translation": {"reach": 3, "step": 1, "padding": "black", "fill": BLACK},
     "consistency": {"protocol": "circular", "reach": 8, "passes": 2},
     "resolution": {"factors": (1, 1 / 2, 1 / 4)},
 }

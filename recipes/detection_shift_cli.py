@@ -59,7 +59,7 @@ def detection_shift(
     with processes(device) as who:
         viewed = view_model(model)
         if who.main:
-            prepare(out, resume)
+            prepare(out, resume, ["detection_shift"])
         who.wait()
         viewed.model.to(who.device)
 

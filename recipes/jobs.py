@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def run_jobs(jobs: dict[str, Any], out: Path, main: bool) -> None:
             raise KeyboardInterrupt
     if main:
         for ledger in [file for name in jobs for file in out.glob(f"{name}.ledger*")]:  # not before all is done
-            ledger.unlink()
+            ledger.unlink(missing_ok=True)
         typer.echo(f"written to {out}: {', '.join(jobs)} (.json .csv .png), report.html")
 
 
@@ -43,11 +44,11 @@ def command_line() -> str:
     return shlex.join(["surgeon", *sys.argv[1:]])
 
 
-def prepare(out: Path, resume: bool) -> None:
-    """See that a folder can be written to, and forget what it holds of unfinished analyses unless they go on."""
+def prepare(out: Path, resume: bool, names: Iterable[str]) -> None:
+    """See that a folder can be written to, and forget what it holds of these analyses, unless they go on."""
     from recipes.analyze_cli import try_folder
 
     try_folder(out)
     if not resume:
-        for ledger in out.glob("*.ledger*"):
-            ledger.unlink()
+        for ledger in [file for name in names for file in out.glob(f"{name}.ledger*") if file.is_file()]:
+            ledger.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RESOLUTION = (
     "surgeon analyze resolution runs/digits_spd/original runs/digits_spd/spd | "
-    "surgeon analyze resolution resnet50 resnet50-spd --pretrained --data folder:imagenet/val --factors 1/2,1/4 | "
+    "surgeon analyze resolution resnet50 resnet50-spd --pretrained --data folder:imagenet --factors 1/2,1/4 | "
     "surgeon analyze resolution original.pt operated.pt --data mine.yaml --small"
 )
 Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, .pt, a folder of surgeon.save.")]
@@ -71,7 +71,7 @@ def resolution(
             stored = Path(other).expanduser().exists()  # it says itself where its weights come from
             settings["other"] = view_model(other, **({} if stored else given)).model.to(who.device)
         if who.main:
-            prepare(out, resume)
+            prepare(out, resume, ["resolution"])
         who.wait()
         viewed.model.to(who.device)
         seen = {"imgsz": imgsz, "split": split, "batch": batch_size or 16, "resamples": resamples}

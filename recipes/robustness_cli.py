@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROBUSTNESS = (
     "surgeon analyze robustness runs/digits_layers_fcn | "
-    "surgeon analyze robustness resnet50 --pretrained --data folder:imagenet/val --draws 3 --stop 0.95 | "
+    "surgeon analyze robustness resnet50 --pretrained --data folder:imagenet --draws 3 --stop 0.95 | "
     "surgeon analyze robustness best.pt --data mine.yaml --limit 500 | "
     "torchrun --nproc-per-node 4 -m recipes.cli analyze robustness runs/mine"
 )
@@ -80,7 +80,7 @@ def robustness(
     with processes(device) as who:
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
         if who.main:
-            prepare(out, resume)
+            prepare(out, resume, ("robustness", "joint_robustness", "search_joint"))
         who.wait()
         viewed.model.to(who.device)
         settings |= _states(viewed, initial, checkpoints)

@@ -14,15 +14,15 @@ from recipes.jobs import command_line, prepare, run_jobs
 
 TRANSLATION = (
     "surgeon analyze translation runs/digits_spd/spd | "
-    "surgeon analyze translation resnet50 --pretrained --data folder:imagenet/val --reach 50 --step 10"
+    "surgeon analyze translation resnet50 --pretrained --data folder:imagenet --reach 50 --step 10"
 )
 CONSISTENCY = (
     "surgeon analyze consistency runs/digits_spd/spd --protocol circular --reach 3 | "
-    "surgeon analyze consistency resnet50 --pretrained --data imagenet_256.yaml --size 224"
+    "surgeon analyze consistency resnet50.tv_in1k --pretrained --data imagenet_consistency --protocol crop --size 224"
 )
 COMPARE = (
     "surgeon analyze compare runs/digits_spd/original runs/digits_spd/spd | "
-    "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet/val --limit 5000"
+    "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet --limit 5000"
 )
 Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
 Data = Annotated[str | None, typer.Option(help="A data set, or a recipe whose data counts. Default: the run's own.")]
@@ -47,8 +47,8 @@ def translation(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/translation"),
     kind: Annotated[str, typer.Option(help="shift, rotation or scale.")] = "shift",
     axis: Annotated[str, typer.Option(help="Of shifts: grid, diagonal, horizontal, vertical.")] = "grid",
-    reach: Annotated[float | None, typer.Option(help="Furthest: pixels (8), degrees (20), from 1 (0.5).")] = None,
-    step: Annotated[float | None, typer.Option(help="Between two: 2 pixels of a grid or 1, 1 degree, 0.05.")] = None,
+    reach: Annotated[float | None, typer.Option(help="Furthest: pixels (9), degrees (20), from 1 (0.5).")] = None,
+    step: Annotated[float | None, typer.Option(help="Between two: 3 pixels of a grid or 1, 1 degree, 0.05.")] = None,
     padding: Padding = "mirror",
     size: Size = None,
     fill: Annotated[
@@ -76,6 +76,7 @@ def translation(
         "step": step,
         "padding": padding,
         "size": size,
+        "fill": tuple(fill) if fill else None,
     }
     opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
     images = {"data": data, "root": root, "batch_size": batch_size}
@@ -152,7 +153,9 @@ def compare(
     opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
     with processes(device) as who:
         both = [view_model(name, **(opened if _is_timm(name) else {})) for name in (original, operated)]
-        prepare(out, resume=False)
+        if who.main:
+            prepare(out, True, [])
+        who.wait()
         for viewed in both:
             viewed.model.to(who.device)
         batches = view_images(both[0], data, root=root, batch_size=batch_size, shuffle=seed)
@@ -162,6 +165,8 @@ def compare(
         )  # fmt: skip
         if who.main:
             _write(found, out)
+        if not found.settings["complete"]:
+            raise KeyboardInterrupt
 
 
 def _write(found: Any, out: Path) -> None:
@@ -194,7 +199,7 @@ def _one(
     with processes(device) as who:
         viewed = view_model(model, **opened)
         if who.main:
-            prepare(out, resume)
+            prepare(out, resume, [name])
         who.wait()
         viewed.model.to(who.device)
         batches = view_images(viewed, images.pop("data"), **images, shuffle=settings["seed"])

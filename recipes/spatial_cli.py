@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SPATIAL = (
     "surgeon analyze spatial runs/digits_spatial_vgg | "
-    "surgeon analyze spatial resnet50 --pretrained --data folder:imagenet/val --limit 2000 | "
+    "surgeon analyze spatial resnet50 --pretrained --data folder:imagenet --limit 2000 | "
     "surgeon analyze spatial best.pt --data mine.yaml --shuffle spatial --which alone"
 )
 Net = Annotated[

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import analysis
+import analysis.comparing
 import surgeon
 from analysis.intervals import difference_of_ratios
 from surgeon.errors import AnalysisError
@@ -141,6 +142,34 @@ def test_the_page_has_both_nets_and_the_images(tmp_path: Path) -> None:
 def test_mistakes(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(AnalysisError, match=words):
         analysis.compare(Answers(0.5), Answers(0.8), images(), progress=False, **settings)
+
+
+def test_other_images_for_the_second_net_are_refused() -> None:
+    class Shuffled(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            order = torch.randperm(60, generator=self.generator)
+            pixels, targets = (torch.cat(parts)[order] for parts in zip(*images(), strict=True))
+            yield pixels, targets
+
+        generator = torch.Generator().manual_seed(0)
+
+    with pytest.raises(AnalysisError, match="other images than the first"):
+        beside(Answers(0.5), Answers(0.8), Shuffled(images()))
+
+
+def test_ctrl_c_ends_the_comparison_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(analysis.comparing.MEASURES, "translation", stopped)
+    found = beside(Answers(0.5), Answers(0.8), images(), "translation", "consistency")
+    assert found.settings["complete"] is False and len(found.rows) == 3
+    assert "stopped during translation" in found.summary
+
+
+def test_unknown_settings_are_refused_before_anything_runs() -> None:
+    with pytest.raises(AnalysisError, match="consistency takes no 'pases'; it takes"):
+        beside(Answers(0.5), Answers(0.8), images(), "consistency", settings={"consistency": {"pases": 2}})
 
 
 def test_data_that_can_be_gone_through_once_only_are_refused() -> None:

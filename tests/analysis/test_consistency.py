@@ -86,6 +86,26 @@ def test_a_diagonal_of_alternating_classes_never_agrees_with_its_neighbour() -> 
     assert still.rows[0]["p_right"] == pytest.approx(np.e / (1 + np.e)) and still.rows[0]["p_wrong"] < 0.3
 
 
+def test_answers_that_are_no_numbers_agree_with_nothing() -> None:
+    class Broken(Reads):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.nan
+
+    for protocol, more in (("circular", {}), ("diagonal", {"size": 8})):
+        found = measure(Broken(40, 40), counting(4, 40), protocol, **more)
+        assert found.consistency == 0.0 and found.settings["accuracy"] == 0.0
+        assert measure(Reads(40, 40), counting(4, 40), protocol, **more).consistency == 1.0
+
+
+def test_windows_lie_in_the_middle_of_larger_images() -> None:
+    """As after the centre crop of the released code."""
+    images = counting(2000, 60)[0]
+    crops = Windows("crop", (8, 8), 32, 0).random(images, 0, 0, key=0)[0][:, 0, 0, 0].long() % 60
+    assert (int(crops.min()), int(crops.max())) == (10, 41)
+    corners = [Windows("diagonal", (8, 8), 32, 0).at(images, 0, 0, shift)[0][0, 0, 0, 0] for shift in (0, 32)]
+    assert [int(corner) % 60 for corner in corners] == [10, 42]
+
+
 def test_the_shifts_are_the_protocols() -> None:
     images = counting(3000, 40)[0]
     crops = Windows("crop", (8, 8), 32, 0).random(images, 0, 0, key=0)[0][:, 0, 0, 0].long()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import analysis
 from analysis import Perceptual
 from analysis.perceptual_distance import PerceptualDistance
-from analysis.ratings import Choices, Pair, Ratings, Triplet
+from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings
 from surgeon.errors import AnalysisError
 from tests.analysis.test_rating_layouts import bapps, raid, tid
 from tests.contracts import Snapshot
@@ -38,7 +38,8 @@ def samples(images: int = 12, **more: Any) -> Ratings:
 
 def rescored(data: Ratings, scores: Any, higher: str = "worse") -> Ratings:
     pairs = [
-        Pair(p.reference, p.distorted, float(s), p.distortion, p.level) for p, s in zip(data.items, scores, strict=True)
+        RatedPair(p.reference, p.distorted, float(s), p.distortion, p.level)
+        for p, s in zip(data.items, scores, strict=True)
     ]
     return Ratings("rescored", pairs, data.read, higher=higher, curves=data.curves)  # type: ignore[arg-type]
 
@@ -106,12 +107,12 @@ def test_relative_distance_by_hand() -> None:
     assert found.value("share_below", shift_px=2) == np.mean(below)
 
 
-def triplets(shares: list[float]) -> Choices:
+def triplets(shares: list[float]) -> RatedChoices:
     """The first is always nearer to the reference than the second, but for the last, where they are equal."""
     images = {"r": torch.zeros(1, 4, 4), "a": torch.full((1, 4, 4), 0.2), "b": torch.full((1, 4, 4), 0.6)}
     names = [("a", "b")] * (len(shares) - 1) + [("b", "b")]
-    items = [Triplet("r", one, two, share, "kind") for (one, two), share in zip(names, shares, strict=True)]
-    return Choices("mine", items, images.__getitem__)
+    items = [RatedTriplet("r", one, two, share, "kind") for (one, two), share in zip(names, shares, strict=True)]
+    return RatedChoices("mine", items, images.__getitem__)
 
 
 def test_choices() -> None:

@@ -175,7 +175,7 @@ class Listing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pair = nn.Conv2d(3, 4, 1), Pair()
+        self.conv, self.pair = nn.Conv2d(3, 4, 1), RatedPair()
         names = {"conv": 4, "pair": 4, "gone": 4}
         self.feature_info = [{"module": name, "num_chs": count, "reduction": 1} for name, count in names.items()]
 
@@ -224,13 +224,13 @@ class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.act, self.never = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(3, 4, 1)
-        self.pair = Pair()
+        self.pair = RatedPair()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pair(self.act(self.conv(self.act(x))))[0]
 
 
-class Pair(nn.Module):
+class RatedPair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 

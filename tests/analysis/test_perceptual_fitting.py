@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import analysis
 from analysis.perceptual_distance import PerceptualDistance
 from analysis.perceptual_fitting import fit_perceptual, pearson
-from analysis.ratings import Choices, Pair, Ratings, Triplet
+from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings
 from surgeon.errors import AnalysisError
 from tests.contracts import Snapshot
 
@@ -37,7 +37,7 @@ def planted(form: str, higher: str = "worse", count: int = 6) -> Ratings:
         for name, image in images.items():
             reference = f"{name.split()[0]} 0"
             score = truth(images[reference][None], image[None]).item()
-            pairs.append(Pair(reference, name, score if higher == "worse" else 5 - 2 * score))
+            pairs.append(RatedPair(reference, name, score if higher == "worse" else 5 - 2 * score))
     return Ratings("planted", pairs, images.__getitem__, higher=higher)  # type: ignore[arg-type]
 
 
@@ -170,12 +170,12 @@ def test_bad_settings(arguments: dict[str, Any], words: str) -> None:
 
 def test_bad_data() -> None:
     images = {"a": torch.zeros(1, 12, 12)}
-    flat = Ratings("flat", [Pair("a", "a", 1.0)] * 4, images.__getitem__, higher="worse")
+    flat = Ratings("flat", [RatedPair("a", "a", 1.0)] * 4, images.__getitem__, higher="worse")
     with pytest.raises(AnalysisError, match="all scores are equal"):
         fit_perceptual(distance_of("gap"), flat)
     with pytest.raises(AnalysisError, match="2 pairs: a correlation needs 3"):
         fit_perceptual(distance_of("gap"), planted("gap")[:2])
     with pytest.raises(AnalysisError, match="learns from scored pairs, and mine has choices"):
-        fit_perceptual(distance_of("gap"), Choices("mine", [Triplet("a", "a", "a", 0)], images.__getitem__))  # type: ignore[arg-type]
+        fit_perceptual(distance_of("gap"), RatedChoices("mine", [RatedTriplet("a", "a", "a", 0)], images.__getitem__))  # type: ignore[arg-type]
     with pytest.raises(AnalysisError, match="a Sequential has no weights; give a PerceptualDistance"):
         fit_perceptual(net(), planted("gap"))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from PIL import Image
 
 import analysis
 from analysis.rating_layouts import KADID, TID
-from analysis.ratings import Choices, Pair, Ratings, Triplet, read_image
+from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings, read_image
 from surgeon.errors import AnalysisError
 
 
@@ -124,7 +124,7 @@ def test_raid_in_all_versions(tmp_path: Path, head: str, file: str) -> None:
 
 def test_bapps(tmp_path: Path) -> None:
     data = analysis.rating_data("bapps", bapps(tmp_path))
-    assert isinstance(data, Choices) and len(data) == 6 and data.distortions == ["cnn", "color"]
+    assert isinstance(data, RatedChoices) and len(data) == 6 and data.distortions == ["cnn", "color"]
     assert [item.share for item in data.items[:3]] == pytest.approx([0.0, 0.4, 1.0])
     assert len(analysis.rating_data("bapps", tmp_path, split="train")) == 3
     some = analysis.rating_data("bapps", tmp_path, split=["val/color", "train/mix"])
@@ -211,7 +211,12 @@ def test_grey_and_palette_files_become_colour(tmp_path: Path) -> None:
 
 
 IMAGES = {"a": torch.zeros(1, 2, 2), "b": torch.ones(1, 2, 2), "c": torch.full((1, 2, 2), 0.5)}
-PAIRS = [Pair("a", "b", 3, "x"), Pair("a", "c", 1, "y"), Pair("b", "a", 2, "x"), Pair("c", "a", 0, "y")]
+PAIRS = [
+    RatedPair("a", "b", 3, "x"),
+    RatedPair("a", "c", 1, "y"),
+    RatedPair("b", "a", 2, "x"),
+    RatedPair("c", "a", 0, "y"),
+]
 
 
 def test_parts_of_ratings() -> None:
@@ -223,7 +228,7 @@ def test_parts_of_ratings() -> None:
     assert (len(train.references), len(held.references)) == (2, 1) and not set(train.references) & set(held.references)
     assert len(train) + len(held) == 4 and train.higher == "better" and data.split(0.34, seed=1)[1].items == held.items
     assert len({data.split(0.34, seed=s)[1].references[0] for s in range(20)}) == 3
-    choices = Choices("mine", [Triplet("a", "b", "c", 0.5)], IMAGES.__getitem__)
+    choices = RatedChoices("mine", [RatedTriplet("a", "b", "c", 0.5)], IMAGES.__getitem__)
     assert [x.mean().item() for x in next(iter(choices))[:3]] == [0, 1, 0.5] and choices.first(None) is choices
 
 
@@ -232,8 +237,8 @@ def test_parts_of_ratings() -> None:
     [
         (lambda: Ratings("mine", [], IMAGES.__getitem__, higher="worse"), "mine: no judged image"),
         (lambda: Ratings("mine", PAIRS, IMAGES.__getitem__, higher="up"), "higher='up'; say whether higher scores"),
-        (lambda: Ratings("mine", [Pair("a", "b", float("nan"))], IMAGES.__getitem__, higher="worse"), "is nan"),
-        (lambda: Choices("mine", [Triplet("a", "b", "c", 2)], IMAGES.__getitem__), "the share of 'c' is 2; give"),
+        (lambda: Ratings("mine", [RatedPair("a", "b", float("nan"))], IMAGES.__getitem__, higher="worse"), "is nan"),
+        (lambda: RatedChoices("mine", [RatedTriplet("a", "b", "c", 2)], IMAGES.__getitem__), "share of 'c' is 2; give"),
         (lambda: mine().only(distortions=["z"]), "mine has no distortion 'z'; there are x, y"),
         (lambda: mine().split(0.1), "leaves a part empty"),
         (lambda: mine().split(1.0), "give a share between 0 and 1"),

@@ -116,12 +116,21 @@ def test_by_hand() -> None:
 
 
 def test_crops_of_larger_images() -> None:
-    found = scan(Corner(), [(nn.functional.pad(x, (3, 3, 3, 3)), y) for x, y in lit()], padding="crop", size=6, reach=2)
+    found = scan(
+        Corner(), [(nn.functional.pad(x, (3, 3, 3, 3)), y) for x, y in lit()], padding="crop", size=6, reach=2, step=1
+    )
     assert [row["accuracy"] for row in found.rows] == [
         1.0 if r["dx_px"] == r["dy_px"] == 0 else 0.5 for r in found.rows
     ]
     with pytest.raises(AnalysisError, match="leaves images of 12 x 12"):
-        scan(Corner(), [(nn.functional.pad(x, (3, 3, 3, 3)), y) for x, y in lit()], padding="crop", size=6, reach=4)
+        scan(
+            Corner(),
+            [(nn.functional.pad(x, (3, 3, 3, 3)), y) for x, y in lit()],
+            padding="crop",
+            size=6,
+            reach=4,
+            step=1,
+        )
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "test_efficientnet"])
@@ -156,6 +165,38 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path) -> None:
         scan(model, data, axis="diagonal", reach=2, ledger=ledger, padding="circular")
 
 
+def test_an_interrupted_pass_for_each_tells_of_those_that_are_whole() -> None:
+    model, data, gone = timm.create_model("test_resnet", num_classes=4).eval(), noise(3, 32), []
+
+    class Stopped(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            gone.append(1)
+            yield data[0]
+            if len(gone) == 4:
+                raise KeyboardInterrupt
+            yield data[1]
+
+    part = scan(model, Stopped(data), axis="diagonal", reach=2, method="naive")
+    assert [row["dx_px"] for row in part.rows] == [-2, -1, 0] and not part.settings["complete"]
+    assert part.rows == scan(model, data, moves=[(-2, -2), (-1, -1), (0, 0)]).rows
+
+
+def test_a_net_and_its_twin_without_new_weights_share_no_ledger(tmp_path: Path) -> None:
+    """APS has no weights of its own, so that the twins' values are the same."""
+    models = [timm.create_model("test_resnet", num_classes=4).eval() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    surgeon.apply(models[1], "aps", 32)
+    scan(models[0], noise(3, 32), axis="diagonal", reach=1, ledger=tmp_path / "kept.npz")
+    with pytest.raises(AnalysisError, match="ledger of another analysis"):
+        scan(models[1], noise(3, 32), axis="diagonal", reach=1, ledger=tmp_path / "kept.npz")
+
+
+def test_few_images_that_agree_are_no_certainty() -> None:
+    found = scan(Invariant(), noise(), padding="circular", axis="diagonal", reach=1)
+    unmoved = next(row for row in found.rows if row["dx_px"] == 0)
+    assert unmoved["relative_loss_high_95"] == 0.0 < found.rows[0]["relative_loss_high_95"]
+
+
 def test_stored_and_drawn(tmp_path: Path) -> None:
     for settings in (
         {"reach": 2},
@@ -175,7 +216,7 @@ def test_stored_and_drawn(tmp_path: Path) -> None:
 
 
 def test_curves() -> None:
-    found = scan(Corner(), lit(), reach=2)
+    found = scan(Corner(), lit(), reach=2, step=2)
     assert [found.curve(along=along)[0].tolist() for along in ("diagonal", "x", "y")] == [[-2.0, 0.0, 2.0]] * 3
     assert found.curve("relative_loss", "x")[1].tolist() == [0.5, 0.0, 0.5]
 

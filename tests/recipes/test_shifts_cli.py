@@ -38,8 +38,23 @@ def test_translation(nets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert code == 0 and "mean relative loss" in out, err
     found = json.loads((tmp_path / "translation.json").read_text())
     assert [row["dx_px"] for row in found["rows"]] == [-2, -1, 0, 1, 2] and found["settings"]["images"] == 20
-    assert found["settings"]["command"].startswith("surgeon ") and not list(tmp_path.glob("*.ledger*"))
+    assert found["settings"]["command"].startswith("surgeon") and not list(tmp_path.glob("*.ledger*"))
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_black_is_given(nets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--data", "digits", "--limit", 10, "--axis", "diagonal", "--reach", 1, "--padding", "black")
+    code, _, err = run("translation", nets / "spd", *words, "--fill", -0.81, "--out", tmp_path, capsys=capsys)
+    assert code == 0, err
+    assert json.loads((tmp_path / "translation.json").read_text())["settings"]["fill"] == [-0.81]
+
+
+def test_other_ledgers_stay(nets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "robustness.ledger").mkdir()
+    (tmp_path / "robustness.ledger" / "readings.npz").write_bytes(b"kept")
+    words = ("--data", "digits", "--limit", 4, "--reach", 1, "--out", tmp_path, "--no-resume")
+    code, _, err = run("consistency", nets / "spd", *words, capsys=capsys)
+    assert code == 0 and (tmp_path / "robustness.ledger" / "readings.npz").read_bytes() == b"kept", err
 
 
 def test_consistency(nets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
