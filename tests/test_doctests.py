@@ -25,7 +25,12 @@ NEED_ULTRALYTICS = (  # which is optional
 )
 
 
-@pytest.mark.parametrize("name", MODULES)
+SLOW = ("recipes.demo",)  # tests/recipes/test_demo.py and the README's block do the same
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
+)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if name in NEED_ULTRALYTICS:

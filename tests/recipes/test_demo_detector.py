@@ -47,6 +47,7 @@ def test_the_verdict_says_what_the_interval_allows(row: Any, words: str) -> None
     assert "too few epochs" in verdict(Compared(*row), quick=True)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_quick_demo(tmp_path: Path, recording: Console) -> None:
     shown = demonstrate(tmp_path / "demo", quick=True, console=recording)
     said = recording.export_text()
