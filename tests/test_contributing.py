@@ -41,13 +41,6 @@ def test_a_toy_op_is_added_in_two_files(copy: Path) -> None:
     assert re.search(r"damp +Halve what strided pools answer", run(copy, "recipes.cli", "ops").stdout)
     chosen = ("-k", "damp and not (efficientnet or convnext or vit)", "-p", "no:xdist")
     contracts = ["tests/surgeon/ops/test_contracts.py", "tests/test_architecture.py", *chosen]
-        "tests/surgeon/ops/test_contracts.py",
-        "tests/test_architecture.py",
-        "-k",
-        "damp and not (efficientnet or convnext or vit)",
-        "-p",
-        "no:xdist",
-    ]
     tested = run(copy, "pytest", "-q", *contracts)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert re.search(r"\d\d passed", tested.stdout), tested.stdout
