@@ -17,6 +17,7 @@ from recipes.loading import load
 from surgeon import RecipeError
 
 
+@pytest.mark.slow  # the README's block does the same
 def test_quick_demo(tmp_path: Path, recording: Console, quiet: Console) -> None:
     result = demonstrate(tmp_path / "demo", quick=True, console=recording)
     said = recording.export_text()

@@ -91,6 +91,7 @@ def test_run_again_repeats_nothing_and_other_recipes_are_refused(
         recipes.run(both(place, train={**TRAIN, "optimizer": "SGD", "lr0": 0.3}), folder, console=quiet)
 
 
+@pytest.mark.slow
 def test_what_is_cut_off_is_named(finished: tuple[Path, Run, str], place: Path, quiet: Console, tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
     last = tmp_path / "copy" / "spd" / "training" / "weights" / "last.pt"

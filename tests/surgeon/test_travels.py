@@ -26,7 +26,12 @@ RECIPES = {
 }
 NETS = {"timm": lambda: timm.create_model("test_resnet", num_classes=10), "plain": PlainNet}
 
-pytestmark = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+REPEATED = "before the norm"  # the same layers, elsewhere
+pytestmark = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=pytest.mark.slow if name == REPEATED else ()) for name, recipe in RECIPES.items()],
+    ids=RECIPES,
+)
 
 
 @pytest.fixture(params=[NETS["plain"], pytest.param(NETS["timm"], marks=pytest.mark.slow)], ids=["plain", "timm"])

@@ -109,11 +109,17 @@ def test_once(case: Case, entry: Entry) -> None:
     contracts.once(operated(case, entry)[1], case.recipe, entry.size)
 
 
-@pytest.mark.parametrize(**over(MAIN, TINY))
+@pytest.mark.parametrize(**over(MAIN, TINY[::3]))
 def test_atomic(case: Case, entry: Entry) -> None:
     operated(case, entry)
     model = stir(entry.build())
     assert contracts.atomic(model, case.recipe, entry.size) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(**over(MAIN, TINY[1:3]))
+def test_atomic_on_more(case: Case, entry: Entry) -> None:
+    test_atomic(case, entry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
