@@ -112,7 +112,6 @@ def equivariance(
 
     Example:
         >>> import torch
-        >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"), nn.ReLU())
         >>> result = equivariance(net, [torch.rand(4, 3, 8, 8)], units="layer", shifts=(1, 2), progress=False)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
+from analysis.feature_layout import Layout, layout_of
 from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.locating import function_path, sites_of
 from surgeon.reduction import total_strides
@@ -40,14 +41,19 @@ def stride_periods(model: Any, input_size: InputSize = None) -> dict[int, str]:
     """
     module = unwrap(model)
     recorded = record_forward(module, input_sizes(module, input_size))
-    totals, found = reductions(recorded), dict[int, str]()
-    for site in sites_of(recorded):
-        before = site.reduction * max(site.stride or (1, 1)) if site.kind in STRIDED else site.reduction
-        found.setdefault(before, site.path)
-    for node, total in totals.items():  # layers of surgery are no sites
-        if node.op == "call_module" and "<" not in str(node.target) and node.meta["val"] is not None:
-            found.setdefault(total, str(node.target))
+    found = dict[int, str]()
+    for node, total in reductions(recorded).items():
+        value = node.meta.get("val")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+        layout = layout_of(shape, total, recorded.input_size[1:])
+        if len(shape) == 4 and isinstance(layout, Layout) and layout.spatial:  # a head may view its answers as anything
+            found.setdefault(total, _path(node))
     return {period: found[period] for period in sorted(found) if period > 1}
+
+
+def _path(node: fx.Node) -> str:
+    """Of the module or function that a node calls."""
+    return function_path(node) if node.op == "call_function" else str(node.target)
 
 
 def reductions(recorded: Trace) -> dict[fx.Node, int]:
@@ -62,10 +68,7 @@ def reductions(recorded: Trace) -> dict[fx.Node, int]:
     sites = {site.path: site for site in sites_of(recorded) if site.kind in STRIDED}
     strides = {}
     for node in recorded.graph.nodes:
-        path = str(node.target) if node.op == "call_module" else ""
-        if node.op == "call_function":
-            path = function_path(node)
-        if path in sites:
+        if (path := _path(node)) in sites:
             strides[node] = max(sites[path].stride or (1, 1))
     return total_strides(recorded, strides)
 

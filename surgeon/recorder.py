@@ -37,13 +37,14 @@ LEAVES = (
     nn.GroupNorm,
     nn.MultiheadAttention,
 )
+OPS = "surgeon.ops."  # home of the layers of surgery, leaves too
 STANDS_FOR = re.compile(r"surgeon_(\w+)_\d+")  # a child in the place of a functional call, which still counts
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a call of ``module`` is one node: by class, so that subclasses of ``nn.Conv2d`` are leaves too."""
     home = type(module).__module__
-    if isinstance(module, LEAVES) or home.startswith("surgeon.ops."):
+    if isinstance(module, LEAVES) or home.startswith(OPS):
         return True
     return home.startswith("torch.nn.") and not any(module.children())
 

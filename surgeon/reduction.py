@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from surgeon.recorder import LEAVES
+from surgeon.recorder import LEAVES, OPS
 from surgeon.tracing import Trace
 
 
@@ -33,7 +33,8 @@ def total_strides(recorded: Trace, strides: Mapping[fx.Node, int]) -> dict[fx.No
 def _is_layer(node: fx.Node, recorded: Trace) -> bool:
     if node.op != "call_module" or "<" in str(node.target):
         return False
-    return isinstance(recorded.model.get_submodule(str(node.target)), LEAVES)
+    module = recorded.model.get_submodule(str(node.target))
+    return isinstance(module, LEAVES) or type(module).__module__.startswith(OPS)
 
 
 def stride_before(node: fx.Node, totals: Mapping[fx.Node, int]) -> int:

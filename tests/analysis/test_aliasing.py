@@ -163,8 +163,12 @@ def test_periods_are_the_strides_of_the_model() -> None:
     assert stride_periods(model)[2] == "conv1.0" and stride_periods(model)[32] == "layer4.0.conv1"
     found = analysis.aliasing((SHIFTS, noise(0)), model=model, surrogates=99)
     assert [row["period_px"] for row in found.rows] == [2, 4, 8, 16, 32] and found.rows[0]["where"] == "conv1.0"
-    assert list(stride_periods(surgeon.apply(model, "spd"))) == [2, 4, 8, 16, 32], "surgery keeps the strides"
+    assert stride_periods(surgeon.apply(model, "spd"))[4] == "maxpool", "surgery keeps the strides, in their places"
     assert stride_periods(nn.Conv2d(3, 4, 3), 16) == {}
+
+
+def test_periods_of_a_detector_end_with_its_strides() -> None:
+    assert list(stride_periods(pytest.importorskip("ultralytics").YOLO("yolo11n.yaml"))) == [2, 4, 8, 16, 32]
 
 
 def test_it_is_drawn_and_read_back(tmp_path: Path) -> None:

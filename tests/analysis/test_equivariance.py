@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -161,6 +162,16 @@ def test_models_of_timm_come_out_as_they_went_in(name: str, size: int) -> None:
     assert all(row["relative_error"] >= 0 for row in result.rows)
     tokens = [row["reduction_px"] for row in result.rows if row["layout"] == "tokens"]
     assert set(tokens) <= {16.0}
+
+
+@pytest.mark.parametrize("recipe", ["spd", "blurpool", {"aps": {"padding": "circular"}}], ids=str)
+def test_layers_of_surgery_have_the_strides_of_those_they_replace(recipe: Any) -> None:
+    model = surgeon.apply(timm.create_model("test_resnet"), recipe, (3, 64, 64))
+    found = analysis.equivariance(model, batches(64, 2), shifts=(4,), progress=False)
+    plain = analysis.equivariance(timm.create_model("test_resnet"), batches(64, 2), shifts=(4,), progress=False)
+    reductions = [{row["path"]: row["reduction_px"] for row in result.rows} for result in (found, plain)]
+    assert reductions[0]["maxpool"] == 4
+    assert all(reductions[0].get(path, pixels) == pixels for path, pixels in reductions[1].items())
 
 
 def test_tokens_move_by_whole_patches() -> None:
