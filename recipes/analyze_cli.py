@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.aliasing_cli import ALIASING, aliasing
 from recipes.attribution_cli import ATTRIBUTION, ATTRIBUTION_SHIFTS, attribution, attribution_shifts
 from recipes.detection_shift_cli import DETECTION_SHIFT, detection_shift
 from recipes.guarding import guarded
+from recipes.perceptual_cli import PERCEPTUAL, perceptual
 from recipes.resolution_cli import RESOLUTION, resolution
 from recipes.robustness_cli import ROBUSTNESS, robustness
 from recipes.shifts_cli import COMPARE, CONSISTENCY, TRANSLATION, compare, consistency, translation
@@ -40,12 +42,14 @@ Other = Annotated[str | None, typer.Argument(help="Another, to be compared on th
 analyze.command(epilog=f"Examples: {ROBUSTNESS}")(guarded(robustness))
 analyze.command(epilog=f"Examples: {TRANSLATION}")(guarded(translation))
 analyze.command(epilog=f"Examples: {CONSISTENCY}")(guarded(consistency))
+analyze.command(epilog=f"Examples: {ALIASING}")(guarded(aliasing))
 analyze.command(epilog=f"Examples: {COMPARE}")(guarded(compare))
 analyze.command(epilog=f"Examples: {SPATIAL}")(guarded(spatial))
 analyze.command(epilog=f"Examples: {ATTRIBUTION}")(guarded(attribution))
 analyze.command("attribution-shifts", epilog=f"Examples: {ATTRIBUTION_SHIFTS}")(guarded(attribution_shifts))
 analyze.command("detection-shift", epilog=f"Examples: {DETECTION_SHIFT}")(guarded(detection_shift))
 analyze.command(epilog=f"Examples: {RESOLUTION}")(guarded(resolution))
+analyze.command(epilog=f"Examples: {PERCEPTUAL}")(guarded(perceptual))
 
 
 @analyze.command(epilog=f"Examples: {DETECTION}")

@@ -1,0 +1,93 @@
+"""The command ``surgeon analyze aliasing``: what the strides of a net leave behind, on one page.
+
+Apart from the scans it builds on, which are commands too; free of slow imports like them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipes.jobs import command_line, prepare, run_jobs
+from recipes.shifts_cli import Amp, BatchSize, Checkpoint, Classes, Data, Device, Limit, Net, Pretrained, Resume
+from recipes.shifts_cli import Root, Seed
+
+ALIASING = (
+    "surgeon analyze aliasing runs/digits_spd/original | "
+    "surgeon analyze aliasing resnet50 --pretrained --data folder:imagenet --limit 1000 --reach 64"
+)
+Of = Annotated[str, typer.Option(help="Whose spectrum: loss, accuracy or relative_loss.")]
+
+
+def aliasing(
+    model: Net,
+    data: Data = None,
+    root: Root = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/aliasing"),
+    column: Of = "loss",
+    axis: Annotated[str, typer.Option(help="Of the shifts: diagonal, horizontal, vertical.")] = "diagonal",
+    reach: Annotated[int | None, typer.Option(min=4, help="Furthest shift, pixels. Default: half the image.")] = None,
+    padding: Annotated[str, typer.Option(help="What comes in: circular, mirror.")] = "circular",
+    units: Annotated[str, typer.Option(help="Of the equivariance error: layer, block or stage.")] = "block",
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    amp: Amp = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    resume: Resume = True,
+) -> None:
+    """Which pixels the strides read, where invariance is lost, and whether what is left of it is periodic.
+
+    Sampling map, equivariance error layer by layer, and the spectrum of a measure over shifts. Writes tables (JSON,
+    CSV), figures and one page (report.html) into a folder. Ctrl-C keeps what was measured; run it again to go on.
+    """
+    from analysis.shifted_passes import size_of
+    from recipes.processes import processes
+    from recipes.viewing import view_images, view_model
+    from surgeon.errors import RecipeError
+
+    if axis == "grid":
+        raise RecipeError("--axis grid: a spectrum is of one line here; give diagonal, horizontal or vertical")
+    with processes(device) as who:
+        viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
+        if who.main:
+            prepare(out, resume, ["translation"])
+        who.wait()
+        viewed.model.to(who.device)
+        batches = view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
+        size = size_of(batches)
+        scan = {"axis": axis, "reach": reach or min(size[1:]) // 2, "step": 1, "padding": padding, "amp": amp}
+        more = {"limit": limit, "seed": seed, "command": command_line()}
+        run_jobs(_jobs(viewed.model, batches, size, column, units, scan, more), out, who.main)
+
+
+def _jobs(
+    model: Any, batches: Any, size: tuple[int, int, int], column: str, units: Any, scan: dict[str, Any],
+    more: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The four analyses in order; the spectrum is of the scan before it."""
+    import analysis
+
+    command, done = more["command"], dict[str, Any]()
+
+    def translation(**ledger: Any) -> Any:
+        done["scan"] = analysis.translation(model, batches, **scan, **more, **ledger)
+        return done["scan"]
+
+    def aliasing(**_: Any) -> Any:
+        return analysis.aliasing(
+            done["scan"], column=column, model=model, input_size=size, seed=more["seed"], command=command
+        )
+
+    def equivariance(**_: Any) -> Any:
+        return analysis.equivariance(model, batches, units=units, padding=scan["padding"], **more)
+
+    def sampling_map(**_: Any) -> Any:
+        return analysis.sampling_map(model, size, command=command)
+
+    return {job.__name__: job for job in (translation, aliasing, equivariance, sampling_map)}

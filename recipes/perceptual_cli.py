@@ -1,0 +1,113 @@
+"""The command ``surgeon analyze perceptual``: a distance of images in a net's features, learned and judged.
+
+Apart from the other analyses, as its data are images that people rated; free of slow imports like them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PERCEPTUAL = (
+    "surgeon analyze perceptual runs/digits_spd/spd --data digits | "
+    "surgeon analyze perceptual vgg16 --pretrained --form gap --fit tid2008:data/TID2008 --data kadid10k:data/kadid10k"
+)
+SMOKE = "digits and photos are distorted here, in steps of known strength"
+Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
+Rated = Annotated[str, typer.Option(help=f"tid2008:FOLDER, tid2013:, kadid10k:, raid:, bapps:; {SMOKE}.")]
+
+
+def perceptual(
+    model: Net,
+    data: Rated,
+    out: Annotated[Path, typer.Option(help="Folder of the results and of the learned weights.")] = Path(
+        "runs/perceptual"
+    ),
+    form: Annotated[str, typer.Option(help="lpips, or gap: features averaged over positions first.")] = "lpips",
+    fit: Annotated[str | None, typer.Option(help="Learn the weights on these scores, named as --data.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights learned before, by --fit.")] = None,
+    validation: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the references of --fit that choose the epoch.")
+    ] = 0.2,
+    epochs: Annotated[int, typer.Option(min=1, help="Most epochs of --fit.")] = 200,
+    lr: Annotated[float, typer.Option(help="Learning rate of --fit.")] = 1e-3,
+    tap: Annotated[list[str] | None, typer.Option(help="Path of a module whose features count; repeat.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Pixels images are resized to. Default: as they are.")] = None,
+    shifts: Annotated[int, typer.Option(min=0, help="Measure shifts of 1 to so many pixels.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pairs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="A file of the model's weights.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")] = None,
+) -> None:
+    """How well a distance in a net's features agrees with people, and how much it sees of small shifts.
+
+    Writes tables (JSON, CSV), figures and one page (report.html) into a folder; with --fit the learned weights too, as
+    --weights reads them. After Ctrl-C those of the images seen so far.
+    """
+    import analysis
+    from recipes.analyze_cli import try_folder
+    from recipes.jobs import command_line
+    from recipes.processes import processes
+    from recipes.viewing import view_model
+    from surgeon.errors import RecipeError
+
+    if fit is not None and weights is not None:
+        raise RecipeError("--fit learns weights and --weights brings them; give one of the two")
+    with processes(device) as who:
+        if who.world > 1:
+            raise RecipeError(f"perceptual is computed by one process, and {who.world} were started; drop torchrun")
+        try_folder(out)
+        viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
+        judged, taught = _rated(data, viewed.model, seed), None if fit is None else _rated(fit, viewed.model, seed)
+        network = viewed.model.to(who.device)
+        size = tuple(judged.image(judged.items[0].reference).shape) if side is None else side
+        distance = (
+            analysis.PerceptualDistance(network, tap, form=form, size=side, input_size=size)  # type: ignore[arg-type]
+            if weights is None
+            else analysis.PerceptualDistance.load(weights, network, input_size=size)  # type: ignore[arg-type]
+        )
+        more = {"limit": limit, "seed": seed, "command": command_line()}
+        found = []
+        if taught is not None:
+            how = {"validation": validation or None, "epochs": epochs, "lr": lr, "image_batch": batch_size}
+            found.append(analysis.fit_perceptual(distance, taught, **how, **more))  # type: ignore[arg-type]
+        if all(result.settings["complete"] for result in found):
+            found.append(analysis.perceptual(distance, judged, shifts=shifts, batch_size=batch_size, **more))  # type: ignore[arg-type]
+        _write(found, distance if taught is not None else None, out)
+
+
+def _rated(name: str, model: Any, seed: int) -> Any:
+    """Rated images by the name of their database and its folder, or distorted ones of scikit-learn's."""
+    import analysis
+    from analysis.distorting import SOURCES
+    from surgeon.errors import RecipeError
+    from surgeon.host import input_sizes, unwrap
+
+    database, _, folder = name.partition(":")
+    if name in SOURCES:
+        return analysis.distorted_samples(name, channels=input_sizes(unwrap(model), 32)[0][0], seed=seed)
+    if not folder:
+        raise RecipeError(f"--data {name}: name a database and its folder, as tid2013:data/TID2013; {SMOKE}")
+    return analysis.rating_data(database, folder)
+
+
+def _write(found: list[Any], distance: Any, out: Path) -> None:
+    """Tables, figures, one page, and the weights that were learned."""
+    from analysis.pages import write_report
+    from recipes.analyze_cli import write_result
+
+    for result in found:
+        write_result(result, out, result.kind, page=False)
+    write_report(found, out / "report.html")
+    if distance is not None:
+        distance.save(out / "weights")
+    kinds = ", ".join(result.kind for result in found)
+    saved = "" if distance is None else ", weights"
+    typer.echo(f"written to {out}: {kinds} (.json .csv .png), report.html{saved}")
+    if not all(result.settings["complete"] for result in found):
+        raise KeyboardInterrupt
