@@ -6,8 +6,9 @@ Apart from `ratings`, whose form they take: nobody judged these images, a score 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from analysis.moving import shift_images, turn_images
+from analysis.perceptual_settings import whole
 from analysis.ratings import RatedPair, Ratings
 from surgeon.errors import AnalysisError
 
 STRONGEST = {"noise": 0.3, "blur": 0.05, "contrast": 0.8, "shift": 0.16, "rotation": 20.0}
 SOURCES = ("digits", "photos")
+DIGITS, SHORT = 1797, 213  # how many digits there are; the shorter side of the photographs
 
 
 def distorted_samples(
@@ -40,12 +43,17 @@ def distorted_samples(
     down (mirrored), "rotation" turns by 20 degrees (mirrored); the lower levels are equal fractions of that. Levels of
     different distortions are *not* equally visible: compare within a distortion.
 
+    A reference is named by what it is, so that the same image of two calls has one name: "digits 767" is number 767 of
+    scikit-learn's, "china 12 40" the square of that photograph from row 12 and column 40 on. Two seeds are *not* two
+    disjoint sets: draw all references at once and part them by :meth:`Ratings.split` or :meth:`Ratings.only`. Squares
+    of other names may still overlap, so parts of "photos" are never quite apart.
+
     Args:
         source: "digits" (1,797 of 8 x 8 pixels, enlarged) or "photos" (squares cut from china.jpg and flower.jpg at
             half their size, so their references show two scenes only).
-        images: Number of references.
+        images: Number of references, all different.
         size: Of the images, pixels.
-        distortions: Some of those above.
+        distortions: Some of those above, each once.
         levels: Number of steps.
         channels: 1 or 3; 1 of digits and 3 of photos by default.
         seed: Of the choice of references and of the noise, which has one pattern per image at all its levels.
@@ -58,22 +66,21 @@ def distorted_samples(
         >>> len(data), data.distortions, tuple(data[0][0].shape)
         (30, ['noise', 'blur', 'contrast', 'shift', 'rotation'], (1, 32, 32))
     """
-    _check(source, images, size, distortions, levels, channels)
-    read = (_digits if source == "digits" else _photos)(images, size, seed)
+    _check(source, images, size, distortions, levels, channels, seed)
+    originals = (_digits if source == "digits" else _photos)(images, size, seed)
     wide = channels or (1 if source == "digits" else 3)
-    names = [f"{source} {index}" for index in range(images)]
     pairs = [
         RatedPair(name, f"{name} {kind} {level}", float(level), kind, float(level))
-        for name in names
+        for name in originals
         for kind in distortions
         for level in range(1, levels + 1)
     ]
-    places = {name: (name, "", 0.0) for name in names}
+    places = {name: (name, "", 0.0) for name in originals}
     places |= {pair.distorted: (pair.reference, pair.distortion, pair.score / levels) for pair in pairs}
 
     def image(name: str) -> Tensor:
         reference, kind, strength = places[name]
-        original = _coloured(read(names.index(reference)), wide)
+        original = _coloured(originals[reference], wide)
         return distort(original, kind, strength, seed + zlib.crc32(reference.encode())) if kind else original
 
     return Ratings(f"distorted {source}", pairs, image, higher="worse", scored="level", curves=True)
@@ -117,19 +124,28 @@ def distort(image: Tensor, kind: str, strength: float, seed: int = 0) -> Tensor:
     return found.clamp(0, 1)
 
 
-def _check(source: str, images: int, size: int, kinds: Sequence[str], levels: int, channels: int | None) -> None:
+def _check(
+    source: str, images: int, size: int, kinds: Sequence[str], levels: int, channels: int | None, seed: int
+) -> None:
+    listed = list(kinds) if isinstance(kinds, (list, tuple)) else []
     wrong = [
         (source in SOURCES, f"source is {source!r}; it is one of {', '.join(SOURCES)}"),
-        (not set(kinds) - set(STRONGEST), f"distortions are {list(kinds)}; there are {', '.join(STRONGEST)}"),
-        (len(kinds) > 0, "no distortion; name at least one"),
-        (not isinstance(kinds, str), f"distortions is the text '{kinds}'; write a list of names"),
-        (1 <= images <= 1797, f"images is {images}; give 1 to 1797"),
-        (8 <= size <= 213, f"size is {size}; give 8 to 213 pixels"),
-        (levels >= 1, f"levels is {levels}; give at least 1"),
-        (channels in (None, 1, 3), f"channels is {channels}; give 1 or 3"),
+        (not isinstance(kinds, str), f"distortions is the text {kinds!r}; write a list of names"),
+        (isinstance(kinds, (list, tuple)), f"distortions is {kinds!r}; write a list of names"),
+        (
+            all(kind in tuple(STRONGEST) for kind in listed),
+            f"distortions are {kinds}; there are {', '.join(STRONGEST)}",
+        ),
+        (len(listed) > 0, "no distortion; name at least one"),
+        (all(listed.count(kind) == 1 for kind in listed), f"distortions are {kinds}; name each once"),
+        (whole(size, 8) and size <= SHORT, f"size is {size!r}; give 8 to {SHORT} pixels"),
+        (whole(images, 1) and images <= DIGITS, f"images is {images!r}; give 1 to {DIGITS}"),
+        (whole(levels, 1), f"levels is {levels!r}; give at least 1"),
+        (channels is None or (whole(channels, 1) and channels in (1, 3)), f"channels is {channels!r}; give 1 or 3"),
+        (whole(seed), f"seed is {seed!r}; give a whole number from 0 up"),
     ]
     if reasons := [reason for fine, reason in wrong if not fine]:
-        raise AnalysisError(f"distorted_samples: {reasons[-1] if isinstance(kinds, str) else reasons[0]}")
+        raise AnalysisError(f"distorted_samples: {reasons[0]}")
 
 
 def _coloured(image: Tensor, channels: int) -> Tensor:
@@ -137,33 +153,45 @@ def _coloured(image: Tensor, channels: int) -> Tensor:
     return grey.expand(channels, -1, -1).contiguous()
 
 
-def _digits(count: int, size: int, seed: int) -> Callable[[int], Tensor]:
-    """A digit, (1, size, size)."""
+def _digits(count: int, size: int, seed: int) -> dict[str, Tensor]:
+    """Digits, (1, size, size), by their number."""
     from sklearn.datasets import load_digits
 
     every = load_digits().images
     chosen = np.random.default_rng(seed).permutation(len(every))[:count]
     small = torch.tensor(every[chosen] / 16, dtype=torch.float32)[:, None]
     large = functional.interpolate(small, (size, size), mode="bilinear").clamp(0, 1)
-    return lambda index: large[index]
+    return {f"digits {number}": image for number, image in zip(chosen, large, strict=True)}
 
 
 @cache
-def _scenes() -> list[Tensor]:
+def _scenes() -> dict[str, Tensor]:
     """Two photographs of (3, 213, 320)."""
     from sklearn.datasets import load_sample_images
 
-    photos = (torch.from_numpy(np.array(p)).permute(2, 0, 1)[None].float() / 255 for p in load_sample_images().images)
-    half = (functional.interpolate(p, scale_factor=0.5, mode="bilinear", antialias=True) for p in photos)
-    return [photo[0].clamp(0, 1) for photo in half]
+    found = {}
+    bunch = load_sample_images()
+    for file, pixels in zip(bunch.filenames, bunch.images, strict=True):
+        whole_photo = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
+        half = functional.interpolate(whole_photo, scale_factor=0.5, mode="bilinear", antialias=True)
+        found[Path(file).stem] = half[0].clamp(0, 1)
+    return found
 
 
-def _photos(count: int, size: int, seed: int) -> Callable[[int], Tensor]:
-    """A square, (3, size, size), of either photograph in turn."""
+def _photos(count: int, size: int, seed: int) -> dict[str, Tensor]:
+    """Different squares, (3, size, size), of either photograph in turn, by where they are cut."""
     drawn = np.random.default_rng(seed)
-    cuts = []
-    for index in range(count):
-        scene = _scenes()[index % 2]
-        top, left = (int(drawn.integers(side - size + 1)) for side in scene.shape[1:])
-        cuts.append(scene[:, top : top + size, left : left + size])
-    return lambda index: cuts[index]
+    places = []
+    for name, scene in _scenes().items():
+        high, wide = (side - size + 1 for side in scene.shape[1:])
+        places.append([(name, *map(int, divmod(spot, wide))) for spot in drawn.permutation(high * wide)])
+    turns = [place for both in zip(*places, strict=True) for place in both]
+    if count > len(turns):
+        raise AnalysisError(
+            f"distorted_samples: images is {count}, and of {size} pixels there are {len(turns)} squares; give fewer "
+            "images, or a smaller size"
+        )
+    return {
+        f"{name} {top} {left}": _scenes()[name][:, top : top + size, left : left + size]
+        for name, top, left in turns[:count]
+    }

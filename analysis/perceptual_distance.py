@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from analysis.perceptual_files import check_backbone, read_distance, write_distance
 from analysis.perceptual_taps import Tap, collect, find_taps
-from surgeon.errors import AnalysisError
+from surgeon.errors import AnalysisError, LoadError
 from surgeon.host import InputSize, unwrap
 
 Form = Literal["lpips", "gap"]
@@ -213,7 +213,10 @@ class PerceptualDistance(nn.Module):
         plain = {key: about[key] for key in ("form", "eps", "mean", "std")}
         size = None if about["size"] is None else tuple(about["size"])
         taps = [Tap(**tap) for tap in about["taps"]]
-        distance = cls(network, taps, size=size, input_size=input_size, **plain)  # type: ignore[arg-type]
+        try:
+            distance = cls(network, taps, size=size, input_size=input_size, **plain)  # type: ignore[arg-type]
+        except AnalysisError as error:
+            raise LoadError(f"the distance in {folder} does not fit this {type(network).__name__}: {error}") from error
         check_backbone(distance.backbone, about, len(raw), distance.channels, strict)
         with torch.no_grad():
             distance.raw.copy_(raw)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ KEYS: dict[str, Any] = {
     "form": str, "eps": float, "size": (list, type(None)), "taps": list, "mean": list, "std": list, "made": dict,
     "backbone": dict, "file": dict,
 }  # fmt: skip
+TAP = {"path": str, "channels": int, "last": bool, "before": bool}  # as perceptual_taps.Tap
+ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "taps": lambda tap: isinstance(tap, dict) and {key: type(value) for key, value in tap.items()} == TAP,
+    **dict.fromkeys(("mean", "std", "size"), lambda value: type(value) in (int, float)),
+}
 
 
 def write_distance(folder: Path, about: dict[str, Any], raw: Tensor, backbone: nn.Module, whole: bool) -> Path:
@@ -72,6 +78,7 @@ def read_distance(folder: Path, model: Any = None) -> tuple[dict[str, Any], Tens
     except ValueError as error:
         raise LoadError(f"{path} is no JSON: {error}; restore it from a copy") from error
     wrong = [key for key, kind in KEYS.items() if not isinstance(about, dict) or not isinstance(about.get(key), kind)]
+    wrong += [] if wrong else [key for key, fine in ENTRIES.items() if not all(map(fine, about[key] or []))]
     if wrong or about.get("schema") != SCHEMA:
         raise LoadError(f"{path}: '{(wrong or ['schema'])[0]}' is missing or of another kind; restore it from a copy")
     raw = _tensors(folder / Path(str(about["file"].get("name"))).name, about["file"].get("sha256"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,13 @@ class Tap:
         return output.flatten(1, -2).transpose(1, 2) if self.last else output.flatten(2)
 
 
-Named = tuple[str, int | None, bool]  # path, channels where they are known, whether the input is meant
+class _Asked(NamedTuple):
+    """A place to look at; what is None is found by looking."""
+
+    path: str
+    channels: int | None = None
+    before: bool = False
+    last: bool | None = None
 
 
 class _Enough(BaseException):
@@ -104,11 +110,13 @@ def find_taps(module: nn.Module, taps: Sequence[str | Tap] | None, input_size: I
 
     Args:
         module: In evaluation mode; one pass of a black image is made.
-        taps: Paths of modules; None to choose. Maps are (N, C, H, W) unless timm says otherwise, tokens (N, L, C).
+        taps: Paths of modules; None to choose. Maps are (N, C, H, W) unless timm says otherwise, tokens (N, L, C); a
+            :class:`Tap` says itself where its channels are, and how many (0 for as many as there are).
         input_size: As for ``surgeon.locate``.
 
     Raises:
-        AnalysisError: When a path is no module, does not run, runs more than once, or answers no features.
+        AnalysisError: When a path is no module, does not run, runs more than once, answers no features, or other
+            channels than a :class:`Tap` says.
         SurgeonError: When the input size is neither given nor known.
 
     Example:
@@ -119,13 +127,13 @@ def find_taps(module: nn.Module, taps: Sequence[str | Tap] | None, input_size: I
     known = _known(module)
     if taps is not None:
         given = [taps] if isinstance(taps, str) else list(taps)
-        wanted = [tap if isinstance(tap, Tap) else _output_of(tap, known) for tap in given]
-        _check_names(module, [tap.path for tap in wanted])
-        return _looked_at(module, [(tap.path, tap.channels or None, tap.before) for tap in wanted], input_size)
-    listed = [(name, *about) for name, about in known.items()]
+        wanted = [_asked_of(tap, known) for tap in given]
+        _check_names(module, [one.path for one in wanted])
+        return _looked_at(module, wanted, input_size)
+    listed = [_Asked(name, *about) for name, about in known.items()]
     if listed and (seen := _looked_at(module, listed, input_size, flat=False)):
         return seen  # without what answers no maps, such as the stages of HRNet, which answer lists
-    stages = [(unit.paths[-1], None, False) for unit in units(module, "stage", input_size)]
+    stages = [_Asked(unit.paths[-1]) for unit in units(module, "stage", input_size)]
     seen = _looked_at(module, stages, input_size, flat=False)
     if not seen:
         raise AnalysisError(
@@ -134,9 +142,11 @@ def find_taps(module: nn.Module, taps: Sequence[str | Tap] | None, input_size: I
     return seen
 
 
-def _output_of(path: str, known: dict[str, tuple[int, bool]]) -> Tap:
-    channels, before = known.get(path, (0, False))
-    return Tap(path, 0 if before else channels)
+def _asked_of(tap: str | Tap, known: dict[str, tuple[int, bool]]) -> _Asked:
+    if isinstance(tap, Tap):
+        return _Asked(tap.path, tap.channels or None, tap.before, tap.last)
+    channels, before = known.get(tap, (None, False))
+    return _Asked(tap, None if before else channels)
 
 
 def _known(module: nn.Module) -> dict[str, tuple[int, bool]]:
@@ -161,30 +171,44 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
         )
 
 
-def _looked_at(module: nn.Module, named: Sequence[Named], input_size: InputSize, flat: bool = True) -> list[Tap]:
+def _looked_at(module: nn.Module, wanted: Sequence[_Asked], input_size: InputSize, flat: bool = True) -> list[Tap]:
     """Taps of the modules, from one pass of a black image; without ``flat`` only those that answer maps."""
-    outputs, calls = _outputs(module, named, input_size)
+    outputs, calls = _outputs(module, wanted, input_size)
     taps = []
-    for path, channels, before in named:
-        output = outputs.get(path)
-        if calls[path] != 1 or not isinstance(output, Tensor) or not 2 <= output.ndim <= 4:
+    for one in wanted:
+        output = outputs.get(one.path)
+        if calls[one.path] != 1 or not isinstance(output, Tensor) or not 2 <= output.ndim <= 4:
             if not flat:
                 continue
-            what = "no tensor of features" if calls[path] == 1 else f"run {calls[path]} times"
-            raise AnalysisError(f"tap '{path}' of {type(module).__name__}: {what} in a pass; name another module")
-        last = output.ndim == 3 or (output.ndim == 4 and _is_last(module, channels, output))
+            what = "no tensor of features" if calls[one.path] == 1 else f"run {calls[one.path]} times"
+            raise AnalysisError(f"tap '{one.path}' of {type(module).__name__}: {what} in a pass; name another module")
+        last = _is_last(module, one.channels, output) if one.last is None else one.last
         if output.ndim > 2 or flat:
-            taps.append(Tap(path, output.shape[-1] if last else output.shape[1], last, before))
+            taps.append(Tap(one.path, _channels(module, one, output, last), last, one.before))
     return taps
 
 
+def _channels(module: nn.Module, one: _Asked, output: Tensor, last: bool) -> int:
+    """How many channels there are; as many as a :class:`Tap` says, where it says so."""
+    found = output.shape[-1 if last else 1]
+    if one.last is not None and one.channels not in (None, found):
+        raise AnalysisError(
+            f"tap '{one.path}' of {type(module).__name__} answers {tuple(output.shape)}, and Tap(channels="
+            f"{one.channels}, last={one.last}) does not fit: axis {'-1' if last else '1'} has {found}; correct it, or "
+            "give the path alone"
+        )
+    return found
+
+
 def _is_last(module: nn.Module, channels: int | None, output: Tensor) -> bool:
-    if channels is None:
-        return getattr(module, "output_fmt", None) == "NHWC"
-    return channels != output.shape[1] and channels == output.shape[-1]
+    """Whether channels are the last axis; where both axes may hold them, the network's ``output_fmt`` decides."""
+    if output.ndim != 4:
+        return output.ndim == 3
+    second, last = (channels in (None, output.shape[axis]) for axis in (1, -1))
+    return last and (not second or getattr(module, "output_fmt", None) == "NHWC")
 
 
-def _outputs(module: nn.Module, named: Sequence[Named], input_size: InputSize) -> tuple[dict[str, Any], Counter[str]]:
+def _outputs(module: nn.Module, wanted: Sequence[_Asked], input_size: InputSize) -> tuple[dict[str, Any], Counter[str]]:
     outputs: dict[str, Any] = {}
     calls: Counter[str] = Counter()
 
@@ -193,7 +217,7 @@ def _outputs(module: nn.Module, named: Sequence[Named], input_size: InputSize) -
         calls[tap.path] += 1
 
     like = next(module.parameters(), torch.empty(0))
-    handles = [_watch(module, Tap(path, 0, before=before), seen) for path, _, before in named]
+    handles = [_watch(module, Tap(one.path, 0, before=one.before), seen) for one in wanted]
     sizes = input_sizes(module, input_size)
     try:
         with torch.no_grad(), generators_kept():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import analysis
 from analysis.distorting import STRONGEST, distort
@@ -25,6 +26,18 @@ def test_the_same_for_one_seed() -> None:
     assert all(torch.equal(a[1], b[1]) for a, b in zip(one, same, strict=True))
     assert torch.equal(one[0][1], one[0][1]) and not torch.equal(one[0][1], other[0][1])
     assert not torch.equal(one[0][1] - one[0][0], one[25][1] - one[25][0])  # noise of another image is other noise
+
+
+def test_a_name_is_one_image_whatever_the_seed() -> None:
+    """So two draws that overlap, as these do, can be seen to."""
+    digits = [analysis.distorted_samples(images=40, seed=seed, size=8, levels=1) for seed in (7, 100)]
+    photos = [analysis.distorted_samples("photos", images=99, seed=seed, size=212, levels=1) for seed in (1, 2)]
+    assert set(digits[0].references) & set(digits[1].references) == {"digits 767"}
+    for one, other in (digits, photos):
+        assert len(set(one.references)) == len(one.references) == len({one.image(n).sum() for n in one.references})
+        shared = set(one.references) & set(other.references)
+        assert shared and all(torch.equal(one.image(name), other.image(name)) for name in shared)
+    assert float(digits[0].image("digits 767")[0, 4, 4]) == load_digits().images[767, 4, 4] / 16
 
 
 def test_what_each_distortion_does() -> None:
@@ -57,6 +70,14 @@ def test_channels(channels: int) -> None:
         ({"size": 500}, "size is 500; give 8 to 213"),
         ({"levels": 0}, "levels is 0"),
         ({"channels": 2}, "channels is 2; give 1 or 3"),
+        ({"distortions": None}, "distortions is None; write a list of names"),
+        ({"distortions": ["noise", "noise"]}, "name each once"),
+        ({"images": 2.5}, "images is 2.5; give 1 to 1797"),
+        ({"images": "a"}, "images is 'a'"),
+        ({"images": 300, "source": "photos", "size": 213}, "of 213 pixels there are 216 squares"),
+        ({"size": None}, "size is None; give 8 to 213"),
+        ({"levels": 2.5}, "levels is 2.5"),
+        ({"seed": -5}, "seed is -5; give a whole number from 0 up"),
     ],
 )
 def test_bad_settings(arguments: dict[str, object], words: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import surgeon
 from analysis.perceptual_distance import PerceptualDistance
@@ -156,6 +157,46 @@ def test_taps_of_timms_nets(name: str) -> None:
     assert distance(torch.rand(1, 3, *size), torch.rand(1, 3, *size)).item() > 0
 
 
+class Square(nn.Module):
+    """Maps as wide as they have channels, of which the last axis is the one meant, as of Swin."""
+
+    output_fmt = "NHWC"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(3), nn.Identity()
+        self.feature_info = [{"module": "norm", "num_chs": 3, "reduction": 1}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x.permute(0, 2, 3, 1)))
+
+
+def test_channels_where_both_axes_may_hold_them() -> None:
+    net, size = Square().eval(), (3, 3, 3)
+    for taps in (None, ["norm"], ["head"], [Tap("norm", 3, last=True)]):
+        assert [tap.last for tap in find_taps(net, taps, size)] == [True]
+    net.output_fmt = "NCHW"
+    assert not find_taps(net, None, size)[0].last
+    image = torch.rand(1, 3, 3, 3)
+    wanted = functional.layer_norm(image.permute(0, 2, 3, 1), (3,)).mean((1, 2))
+    distance = PerceptualDistance(net, [Tap("norm", 3, last=True)], form="gap", input_size=size)
+    assert torch.allclose(distance.features(image)[0], wanted, atol=1e-6)
+
+
+def test_a_tap_says_where_its_channels_are(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)).eval()
+    for last, channels in ((False, 4), (True, 64)):
+        distance = PerceptualDistance(net, [Tap("1", channels, last=last)], input_size=(3, 8, 8))
+        assert distance.taps == (Tap("1", channels, last),)
+        distance.save(tmp_path)
+        assert PerceptualDistance.load(tmp_path, net, input_size=(3, 8, 8)).taps == distance.taps
+        with pytest.raises(
+            AnalysisError, match=rf"answers \(1, 4, 64\), and Tap\(channels={channels}, last={not last}\)"
+        ):
+            find_taps(net, [Tap("1", channels, last=not last)], (3, 8, 8))
+    assert find_taps(net, ["1"], (3, 8, 8)) == [Tap("1", 64, True)]  # of tokens, unless a tap says otherwise
+
+
 def test_taps_of_vgg_lie_before_its_pools_as_in_lpips() -> None:
     with torch.device("meta"):
         model = timm.create_model("vgg11")
@@ -175,7 +216,7 @@ class Listing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pair = nn.Conv2d(3, 4, 1), RatedPair()
+        self.conv, self.pair = nn.Conv2d(3, 4, 1), Pair()
         names = {"conv": 4, "pair": 4, "gone": 4}
         self.feature_info = [{"module": name, "num_chs": count, "reduction": 1} for name, count in names.items()]
 
@@ -224,13 +265,13 @@ class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.act, self.never = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(3, 4, 1)
-        self.pair = RatedPair()
+        self.pair = Pair()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pair(self.act(self.conv(self.act(x))))[0]
 
 
-class RatedPair(nn.Module):
+class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
@@ -331,8 +372,13 @@ def spoil(folder: Path, what: str) -> None:
         weights.unlink()
     elif what == "no json":
         about.write_text("{")
-    elif what == "lacks taps":
+    elif what.startswith("lacks"):
         about.write_text(json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k != "taps"}))
+    elif what.startswith("edited"):
+        _, key, *value = what.split()
+        content = json.loads(about.read_text())
+        content[key] = [{**content["taps"][0], "deep": 1}] if key == "taps" else value
+        about.write_text(json.dumps(content))
     else:
         about.unlink()
 
@@ -344,6 +390,9 @@ def spoil(folder: Path, what: str) -> None:
         ("weights gone", "it belongs to perceptual.json"),
         ("no json", "is no JSON"),
         ("lacks taps", "'taps' is missing or of another kind"),
+        ("edited taps", "'taps' is missing or of another kind"),
+        ("edited mean no number", "'mean' is missing or of another kind"),
+        ("edited std", "does not fit this ResNet: PerceptualDistance: mean is"),
         ("gone", "name a folder written by distance.save"),
     ],
 )
@@ -368,7 +417,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         PerceptualDistance.load(tmp_path)
     wider = nn.Sequential()
     wider.add_module("layer1", nn.Conv2d(3, 33, 1))
-    with pytest.raises(LoadError, match="have 33 channels, and 32 weights were saved"):
+    with pytest.raises(LoadError, match=r"does not fit this Sequential: tap 'layer1' .* axis 1 has 33; correct it"):
         PerceptualDistance.load(tmp_path, wider, input_size=(3, 8, 8))
 
 

@@ -48,7 +48,14 @@ Any other metric is measured alike: `perceptual` takes a function of two batches
 Every file is looked for when the list is read, whatever the case of its name; images are opened when asked for. Your
 own pairs: `Ratings("mine", [RatedPair(reference, distorted, score, distortion)], read, higher="worse")`, `read` from a
 name to a tensor. `higher` is asked for because names mislead. `data.split(0.2)` parts by reference, `data.only(...)`
-picks. `distorted_samples("digits")` and `("photos")` make images of known strength of what scikit-learn ships.
+picks. `distorted_samples("digits")` and `("photos")` make images of known strength of what scikit-learn ships; two of
+its seeds may draw the same digit, so draw once and split.
+
+`split`, and the check that validation shares no reference with training, see names, not content. TID2008 and TID2013
+share their 25 reference photographs: to learn on one and judge on the other is no test on new content.
+
+RAID's level 1 is the original: it counts in the curves, not in correlations and shifts, where a pair of an image with
+itself would match for free. `found.settings["self_pairs"]` and a note tell how many pairs were left out.
 
 ## Definitions
 
@@ -63,8 +70,9 @@ f and g are the features of both images at a tap, (C, H, W); w >= 0 one weight p
 - Agreement: Spearman, Pearson (of d as it is, no logistic curve fitted between), Kendall's tau-b, over all pairs and
   per distortion; `spearman_of_curves` within each reference and distortion, averaged. 95% intervals draw *references*
   anew, with all their images: images made from one reference are no independent witnesses.
-- Shifts: `relative_distance` is the mean distance of a reference to itself shifted, over the mean distance of the
-  distorted images; `share_below` the share of distorted images nearer to their reference than that.
+- Shifts: `relative_distance` is the mean distance of a reference to itself shifted, over the mean distance of its
+  distorted images, both averaged over references first; `share_below` the share of distorted images nearer to their
+  reference than that.
 - Choices (BAPPS): `agreement` is the mean share of judges who chose as the distance does (a tie counts half);
   `agreement_of_judges` is what one more judge would reach, mean of p^2 + (1 - p)^2.
 
@@ -96,14 +104,16 @@ these images: a "score" is the level of the distortion, and levels of different 
 - Network: `digits_vgg16` (VGG-16's thirteen convs, 8 to 32 channels, 112 weights), untrained, and trained for
   {net_epochs} epochs on digits; {seeds} seeds of both. Taps are its five pools, as in the paper's code. "blurpool": the
   trained net with its pools anti-aliased by `surgeon.apply(model, "blurpool")`, not trained again.
-- Weights: learned on {references} digits with noise, blur and contrast in five levels, {validating} more validate; 200
+- Weights: learned on {teaching} digits with noise, blur and contrast in five levels, {validating} more validate; 200
   epochs at most, Adam, {lr}. No shift and no rotation is among what they are taught.
-- Judged on {references} other digits, and on {references} squares of scikit-learn's two photographs in grey, both with
-  all five distortions. "taught": pooled over noise, blur and contrast; "curves": Spearman within a reference and
-  distortion, averaged, of shift and of rotation; mean ± standard deviation over seeds.
+- Judged on {judged} other digits, and on {judged} squares of scikit-learn's two photographs in grey (some overlap each
+  other), both with all five distortions. "taught": pooled over noise, blur and contrast; "curves": Spearman within a
+  reference and distortion, averaged, of shift and of rotation; mean ± standard deviation over seeds.
+- No digit that judges taught or validated weights, and none of the three was among those the nets were trained on: all
+  are of the validation part of the recipe's split, drawn at once and parted by reference.
 - "1 px", "4 px": the distance of an image to itself, shifted (mirrored border), relative to the mean distortion.
 
-### Other digits
+### Digits
 
 {digits}
 

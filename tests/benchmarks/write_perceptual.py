@@ -10,25 +10,30 @@ import copy
 import datetime
 import platform
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import timm
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import recipes
 import surgeon
 from analysis import PerceptualDistance, Ratings, distorted_samples, fit_perceptual, perceptual, read_result
-from recipes.digits import MEAN, STD
+from analysis.distorting import DIGITS
+from recipes.data_schema import DigitsData
+from recipes.digits import MEAN, STD, Digits
 from recipes.loading import with_seed
 from recipes.repeating import spread
 from tests.benchmarks.measuring import table
 from tests.benchmarks.perceptual_text import TEXT
 
 DOCS = Path(__file__).parents[2] / "docs"
-SEEDS, SIZE, REFERENCES, VALIDATING, EPOCHS, LR, NET_EPOCHS = (0, 1, 2), 32, 40, 20, 200, 0.03, 20
+SEEDS, SIZE, EPOCHS, LR, NET_EPOCHS = (0, 1, 2), 32, 200, 0.03, 20
+JUDGED, TEACHING, VALIDATING = 40, 40, 20  # references
 TAUGHT, NETS = ("noise", "blur", "contrast"), ("untrained", "trained", "blurpool")
 FORMS, DATA = ("lpips", "gap"), ("digits", "photos")
 RECIPE = {
@@ -47,10 +52,29 @@ def rms(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean((1, 2, 3)).sqrt()
 
 
-def samples(source: str, seed: int, references: int = REFERENCES, kinds: Any = None) -> Ratings:
-    """Images of known strength, grey; seeds of teaching, validating and judging differ."""
-    more = {} if kinds is None else {"distortions": kinds}
-    return distorted_samples(source, images=references, size=SIZE, channels=1, seed=seed, **more)
+@cache
+def samples(source: str, part: str) -> Ratings:
+    """Images of known strength, grey: those that "teach", "validate" and are "judged" have no reference in common.
+
+    All digits are of the recipe's validation part, so the trained nets never saw them. The photographs are judged only:
+    no net was trained and no weight learned on them.
+    """
+    if source == "photos":
+        return distorted_samples(source, images=JUDGED, size=SIZE, channels=1, seed=7)
+    every = distorted_samples(source, images=DIGITS, size=SIZE, channels=1, seed=7)
+    some = [name for name in every.references if name in unseen()][: JUDGED + TEACHING + VALIDATING]
+    rest, judged = every.only(references=some).split(JUDGED / len(some))
+    teach, validate = rest.split(VALIDATING / (TEACHING + VALIDATING))
+    chosen = {"judged": judged, "teach": teach, "validate": validate}[part]
+    return chosen if part == "judged" else chosen.only(distortions=TAUGHT)
+
+
+@cache
+def unseen() -> set[str]:
+    """Names of the digits that are not among those the recipe trains on, told by their pixels."""
+    seen = {image.numpy().tobytes() for image in Digits(DigitsData(size=8), training=True).images}
+    every = (load_digits().images / 16).astype("float32")
+    return {f"digits {number}" for number, image in enumerate(every) if image.tobytes() not in seen}
 
 
 def network(runs: Path, name: str, seed: int) -> nn.Module:
@@ -89,7 +113,7 @@ def distance_of(runs: Path, name: str, form: str, weights: str, seed: int) -> Pe
     if weights == "1":
         return distance
     if not (folder / "perceptual.json").exists():
-        teach, held = (samples("digits", 100 + s, n, TAUGHT) for s, n in ((0, REFERENCES), (1, VALIDATING)))
+        teach, held = samples("digits", "teach"), samples("digits", "validate")
         print(fit_perceptual(distance, teach, validation=held, epochs=EPOCHS, lr=LR, seed=seed).summary, flush=True)
         distance.save(folder)
     return PerceptualDistance.load(folder, model)
@@ -98,8 +122,9 @@ def distance_of(runs: Path, name: str, form: str, weights: str, seed: int) -> Pe
 def rows_of(file: Path, make: Any, data: str) -> list[dict[str, Any]]:
     """Measure, or read what was measured before."""
     if not file.exists():
-        result = perceptual(make(), samples(data, 7), shifts=(1, 2, 3, 4, 6, 8), progress=False)
-        taught = perceptual(make(), samples(data, 7, kinds=TAUGHT), shifts=0, progress=False)
+        distance, judged = make(), samples(data, "judged")
+        result = perceptual(distance, judged, shifts=(1, 2, 3, 4, 6, 8), progress=False)
+        taught = perceptual(distance, judged.only(distortions=TAUGHT), shifts=0, progress=False)
         for row in taught.rows:
             if row["distortion"] == "all":
                 result.rows.append({**row, "distortion": "taught"})
@@ -187,7 +212,7 @@ def closing(found: Found) -> str:
     lower = sum(-mean > half for mean, half in blurred)
     return (
         f"- Does the GAP form agree more than the lpips form once weights are learned (paper: yes, 0.89 to 0.75)? "
-        f"Other digits: {told[0]}; photographs, which are other data as KADID-10k is to TID2008: {told[1]}.\n"
+        f"Digits: {told[0]}; photographs, which are other data as KADID-10k is to TID2008: {told[1]}.\n"
         f"- Do anti-aliased pools bring an image nearer to itself shifted by one pixel? Beyond chance in {lower} of "
         f"{len(blurred)} comparisons.\n"
         "- Shift and rotation are distortions here, whose level a distance is asked to follow: a form that sees less "
@@ -203,7 +228,7 @@ def control() -> list[float]:
     found = []
     for form in ("gap", "lpips"):
         distance = PerceptualDistance(copy.deepcopy(net), ["1", "3"], form=form, input_size=(1, SIZE, SIZE))
-        result = perceptual(distance, samples("photos", 7), shifts=(3,), padding="circular", progress=False)
+        result = perceptual(distance, samples("photos", "judged"), shifts=(3,), padding="circular", progress=False)
         found.append(result.value("relative_distance", shift_px=3))
     return found
 
@@ -223,7 +248,14 @@ def main() -> None:
         torch=torch.__version__,
         timm=timm.__version__,
         machine=f"one core of an {platform.machine()} CPU",
-        **{"net_epochs": NET_EPOCHS, "seeds": len(SEEDS), "references": REFERENCES, "validating": VALIDATING, "lr": LR},
+        **{
+            "net_epochs": NET_EPOCHS,
+            "seeds": len(SEEDS),
+            "judged": JUDGED,
+            "teaching": TEACHING,
+            "validating": VALIDATING,
+            "lr": LR,
+        },
         **{
             "digits": page_table(found, "digits"),
             "photos": page_table(found, "photos"),
