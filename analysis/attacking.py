@@ -24,6 +24,7 @@ from analysis.attack_result import CLEAN, Count, rows_of, summary_of
 from analysis.attack_result import Adversarial as Adversarial
 from analysis.attack_settings import Scale, Settings, scale
 from analysis.attacks import Batch, Loss, Norm, attack, captum_robust, cross_entropy, logits_of
+from analysis.model_names import model_name
 from analysis.perturb import uninterrupted, untouched
 from surgeon.errors import AnalysisError
 from surgeon.host import host_of
@@ -224,7 +225,7 @@ def _seed(*parts: Any) -> None:
 
 def _result(model: nn.Module, counts: list[Count], settings: Settings, scaled: Scale, loss: str) -> Adversarial:
     rows = rows_of(counts, settings)
-    about = {"model": type(model).__name__, **settings.plain(), "mean": list(scaled.mean), "std": list(scaled.std)}
+    about = {"model": model_name(model), **settings.plain(), "mean": list(scaled.mean), "std": list(scaled.std)}
     versions = {name: version(name) for name in ("torch", "captum")}
     used = {"step_size": settings.strength.step_size, "images": rows[0]["images"], "loss": loss}
     title = f"{type(model).__name__} under attack"

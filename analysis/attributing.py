@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.attribution_result import Attribution, Beside, Column, beside_of, result_of
+from analysis.attribution_result import Attribution, Beside, Column, beside_of, result_of, strangers
 from analysis.attribution_settings import Asked, baseline_of, methods_of
 from analysis.explaining import Explained
 from analysis.layerwise import robustness as measure_robustness
+from analysis.model_names import model_name
 from analysis.parts import Level, Unit
 from analysis.result import Result
 from analysis.studying import units_of
@@ -126,6 +127,9 @@ def attribution(
     members = units_of(model, units, explained.input_size)
     given = beside_of(robustness, members) if isinstance(robustness, Result) else None
     found = _measure(explained, members)
+    if isinstance(robustness, Result):
+        about = {"model": model_name(explained.module), "images": sum(map(len, found.changes))}
+        explained.notes += strangers(robustness, about)
     beside = given
     if robustness is True and explained.complete:
         more: dict[str, Any] = {"memory": memory, "detector": detector, "input_size": input_size, "command": command}

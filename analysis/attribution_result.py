@@ -122,6 +122,22 @@ def beside_of(result: Result, members: Sequence[Unit]) -> Beside:
     return rows
 
 
+def strangers(result: Result, about: Mapping[str, Any]) -> list[str]:
+    """In what a result says that it is of another net or other images.
+
+    Example:
+        >>> from analysis.stored import StoredResult
+        >>> strangers(StoredResult("robustness", "one", [], settings={"model": "a", "images": 5}), {"model": "b"})
+        ["the robustness given is of model 'a', not 'b'"]
+    """
+    named = [(key, result.settings.get(key), about.get(key)) for key in ("model", "images")]
+    return [
+        f"the robustness given is of {key} {theirs!r}, not {ours!r}"
+        for key, theirs, ours in named
+        if None not in (theirs, ours) and theirs != ours
+    ]
+
+
 def result_of(explained: Explained, found: Found, beside: Beside | None, origin: str) -> Attribution:
     """Put everything together."""
     columns, inputs, left_out = found.columns()
@@ -210,4 +226,4 @@ def said_of(ranks: Mapping[str, Any] | None) -> str:
     return f", rank correlation with the loss when drawn anew {words}"
 
 
-__all__ = ["Attribution", "Beside", "Column", "beside_of", "result_of", "said_of"]
+__all__ = ["Attribution", "Beside", "Column", "beside_of", "result_of", "said_of", "strangers"]

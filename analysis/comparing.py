@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from analysis.beside import MEASURES, TAKES, Pair, Part, accuracies
 from analysis.disagreeing import Disagreement, disagreements
+from analysis.model_names import model_name
 from analysis.opening import versions_of
 from analysis.result import Result, Row, two_names
 from surgeon.errors import AnalysisError, SurgeonError
@@ -165,7 +166,7 @@ def _check(data: Any, measures: Sequence[str], settings: Mapping[str, Any], show
 def _about(pair: Pair, parts: Sequence[Part], notes: Sequence[str], measures: Sequence[str]) -> dict[str, Any]:
     own = {key: value for part in parts for key, value in part.own.items()}
     return {
-        **{"model": " and ".join(type(unwrap(model)).__name__ for model in pair.models), "labels": list(pair.labels)},
+        **{"model": " and ".join(model_name(unwrap(model)) for model in pair.models), "labels": list(pair.labels)},
         **{"images": parts[0].rows[0]["images"], "measures": list(measures), **own},
         **{key: pair.common[key] for key in ("seed", "limit", "amp")},
         **{"notes": list(notes), "command": pair.common["command"], "versions": versions_of()},

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from analysis.attribution_objective import Objective
 from analysis.attribution_settings import TYPES, Asked, check
+from analysis.model_names import model_name
 from analysis.opening import input_size_of, open_data, versions_of
 from analysis.perturb import untouched
 from analysis.study_settings import size_in_bytes
@@ -136,7 +136,7 @@ class Explained:
             more: Settings of the analysis itself.
         """
         return {
-            "model": name_of(self.module),
+            "model": model_name(self.module),
             "input_size": list(input_sizes(self.module, self.input_size)[0]),
             **{"images": images, **self.asked.plain(), "target": self.target, **more},
             **({} if self.detector is None else {"detector": self.detector.about}),
@@ -171,18 +171,4 @@ def kept_bytes(objective: torch.nn.Module, images: Tensor, targets: Tensor) -> i
     return size + int(answer.element_size())
 
 
-def name_of(module: torch.nn.Module) -> str:
-    """A model's name: of timm's architecture, of ultralytics' yaml, else its class.
-
-    Example:
-        >>> import timm
-        >>> name_of(timm.create_model("test_resnet")), name_of(torch.nn.ReLU())
-        ('test_resnet', 'ReLU')
-    """
-    config, yaml = getattr(module, "pretrained_cfg", None) or {}, getattr(module, "yaml", None) or {}
-    timm = config.get("architecture") if isinstance(config, dict) else None
-    file = yaml.get("yaml_file") if isinstance(yaml, dict) else None
-    return timm or Path(file or "").stem or type(module).__name__
-
-
-__all__ = ["Explained", "kept_bytes", "name_of"]
+__all__ = ["Explained", "kept_bytes"]

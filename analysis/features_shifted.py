@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -165,7 +166,7 @@ def _shifts(shifts: Any, taps: Sequence[Tap], size: tuple[int, int, int]) -> lis
     found: list[Shift] = []
     for each in shifts if isinstance(shifts, Iterable) and not isinstance(shifts, str) else [None]:
         pair = tuple(each) if isinstance(each, Iterable) and not isinstance(each, str) else (each, each)
-        if len(pair) != 2 or not all(isinstance(s, (int, float)) and math.isfinite(s) for s in pair) or not any(pair):
+        if len(pair) != 2 or not all(isinstance(s, Real) and math.isfinite(s) for s in pair) or not any(pair):
             raise AnalysisError(f"shifts is {shifts!r}; give pixels, or pairs (right, down), none of them (0, 0)")
         if abs(pair[0]) >= size[2] or abs(pair[1]) >= size[1]:
             raise AnalysisError(f"shifts holds {each!r}, which moves images of {size[1]} x {size[2]} out of sight")

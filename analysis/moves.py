@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -133,7 +134,7 @@ def check_fill(fill: Fill | None, padding: Padding) -> Fill:
 
 def _evenly(kind: Kind, axis: Axis, reach: float, step: float) -> list[Move]:
     for name, value in (("reach", reach), ("step", step)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
+        if isinstance(value, bool) or not isinstance(value, Real) or not (0 < value < math.inf):
             raise AnalysisError(f"{name} is {value!r}; give a positive number of pixels, degrees or share")
     if kind == "scale" and reach >= 1:
         raise AnalysisError(f"reach is {reach:g}; scales go from 1 - reach to 1 + reach, so give less than 1")
@@ -164,7 +165,7 @@ def _listed(moves: Any) -> list[Any]:
 def _move(kind: Kind, value: Any) -> Move:
     pair = tuple(value) if isinstance(value, Iterable) else (value,)
     wanted = 2 if kind == "shift" else 1
-    numbers = [each for each in pair if isinstance(each, (int, float)) and math.isfinite(each)]
+    numbers = [each for each in pair if isinstance(each, Real) and math.isfinite(each)]
     if len(pair) != wanted or len(numbers) != wanted or (kind == "scale" and numbers[0] <= 0):
         what = {"shift": "a shift (dx, dy)", "rotation": "an angle in degrees", "scale": "a positive scale"}[kind]
         raise AnalysisError(f"moves holds {value!r}, which is not {what}")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from analysis.attribution_settings import Asked, baseline_of, methods_of
@@ -18,6 +20,7 @@ from analysis.moving import shift_images
 from analysis.parts import Level, Unit
 from analysis.saliency_maps import AT_UNIT, GUIDED, METHODS, Seeing, Shown, maps
 from analysis.saliency_result import AttributionEquivariance, Compared, result_of
+from analysis.study_settings import size_in_bytes
 from analysis.studying import units_of
 from analysis.unit_taps import Place, places_of, tapped
 from surgeon.errors import AnalysisError
@@ -25,6 +28,7 @@ from surgeon.host import InputSize
 
 Padding = Literal["circular", "mirror", "black"]
 Shift = tuple[int, int]
+COPIES = 12  # of a map in double precision while two are compared
 
 
 def attribution_equivariance(
@@ -133,9 +137,10 @@ def attribution_equivariance(
                 if members and place is None:
                     place = _place(explained, members, unit, images, targets)
                 with _tap(explained, place) as tap:
-                    seeing = Seeing(explained.objective, tap, at_once=explained.at_once(images, targets), **fixed)
-                    base = baseline_of(asked.verb, images, baseline)
-                    _compare(compared, seeing, images, targets, base, padding, fill)
+                    at_once = explained.at_once(images, targets)
+                    seeing = Seeing(explained.objective, tap, at_once=at_once, **fixed)
+                    for part in _parts(images, targets, min(at_once, _maps_that_fit(asked, compared, images))):
+                        _compare(compared, seeing, *part, baseline_of(asked.verb, part[0], baseline), padding, fill)
         except KeyboardInterrupt:
             if not compared.images:
                 raise
@@ -152,7 +157,7 @@ def attribution_equivariance(
 def _compare(
     compared: Compared, seeing: Seeing, images: Tensor, targets: Tensor, base: Tensor, padding: Padding, fill: Any
 ) -> None:
-    """Add a batch, whole."""
+    """Add some images, all of them or none."""
     shown = Shown(images, targets, base, lambda value: value, compared.images)
     found = {}
     for name in compared.methods:
@@ -160,6 +165,17 @@ def _compare(
         for shift in compared.shifts:
             found[name, shift] = (still, maps(seeing, _moved(shown, shift, padding, fill), name))
     compared.add(found)
+
+
+def _parts(images: Tensor, targets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """A batch in parts of at most ``count`` images."""
+    return list(zip(torch.split(images, count), torch.split(targets, count), strict=True))
+
+
+def _maps_that_fit(asked: Asked, compared: Compared, images: Tensor) -> int:
+    """Images whose maps the memory holds: two of each method and shift, and what comparing them takes."""
+    numbers = 2 * len(compared.methods) * len(compared.shifts) + COPIES
+    return max(1, size_in_bytes(asked.memory) // (numbers * 8 * images.shape[-2] * images.shape[-1]))
 
 
 def _moved(shown: Shown, shift: Shift, padding: Padding, fill: Any) -> Shown:
@@ -177,14 +193,14 @@ def _shifts(given: Any, padding: Any) -> tuple[Shift, ...]:
     several = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, Tensor)) else [given]
     pairs = [one if isinstance(one, (tuple, list)) else (one, one) for one in several]
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(step, int) and not isinstance(step, bool) for step in pair):
+        if len(pair) != 2 or not all(isinstance(step, Integral) and not isinstance(step, bool) for step in pair):
             raise AnalysisError(
                 f"attribution_equivariance: shift {pair!r} is none; give whole pixels, as 2, or (2, 0) for right "
                 "and down"
             )
     if not pairs:
         raise AnalysisError("attribution_equivariance: shifts is empty; give some, as (1, 2, 4)")
-    return tuple(dict.fromkeys((pair[0], pair[1]) for pair in pairs))
+    return tuple(dict.fromkeys((int(pair[0]), int(pair[1])) for pair in pairs))
 
 
 def _fits(shifts: Sequence[Shift], images: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.intervals import wilson
 from analysis.judging import ErrorMeasures, Measures
+from analysis.model_names import model_name
 from analysis.opening import fingerprint, open_data, versions_of
 from analysis.readings import FINAL, Ledger, Readings
 from analysis.sharing import world
@@ -106,7 +107,7 @@ class Scan:
         """
         s = self.settings
         return {
-            **{"model": type(self.module).__name__, "images": images, "images_loaded": self.loaded, **own},
+            **{"model": model_name(self.module), "images": images, "images_loaded": self.loaded, **own},
             **{"method": s.method, "seed": s.seed, "amp": s.amp, "limit": s.limit},
             **{"complete": self.complete, "notes": self.notes},
             **{"command": s.command, "versions": versions_of()},

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import get_args
 
 import numpy as np
@@ -50,10 +51,11 @@ def shifts_of(shifts: Sequence[float] | float | None, axis: Axis, stride: int) -
     if shifts is None:
         shifts = range(0, stride + 1, max(stride // FEW, 1)) if axis == "grid" else range(1, stride + 1)
     values = [*shifts] if isinstance(shifts, Iterable) and not isinstance(shifts, str) else [shifts]
-    odd = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]
+    odd = [v for v in values if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v)]
     if odd or not values:
         found = repr(odd[0]) if odd else "nothing"
         raise AnalysisError(f"shifts holds {found}; give pixels as the net sees them, as (1, 2, 4), or leave it out")
+    values = [float(v) for v in values]
     pairs: dict[str, Iterable[Shift]] = {
         "diagonal": ((v, v) for v in values),
         "horizontal": ((v, 0) for v in values),

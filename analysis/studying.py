@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from analysis.judging import ErrorMeasures, Measures
+from analysis.model_names import model_name
 from analysis.opening import digest, fingerprint, input_size_of, open_data, versions_of
 from analysis.parts import Level, Unit
 from analysis.parts import units as find_units
@@ -179,11 +180,9 @@ def units_of(model: Any, wanted: str | Sequence[Unit], input_size: InputSize = N
 
 def settings_of(study: Study, measures: Measures) -> dict[str, Any]:
     """What made a result, as plain values."""
-    s, builder = study.settings, getattr(study.module, "pretrained_cfg", None) or {}
-    name = builder.get("architecture") if isinstance(builder, dict) else None
-    yaml: Any = getattr(study.module, "yaml", None) or {}
+    s = study.settings
     return {
-        "model": name or Path(yaml.get("yaml_file") or "").stem or type(study.module).__name__,
+        "model": model_name(study.module),
         "params": sum(p.numel() for p in study.module.parameters()),
         **({} if study.detector is None else {"detector": study.detector.about}),
         "primary": study.task.primary,

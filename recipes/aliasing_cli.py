@@ -11,8 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from recipes.jobs import command_line, prepare, run_jobs
-from recipes.shifts_cli import Amp, BatchSize, Checkpoint, Classes, Data, Device, Limit, Net, Pretrained, Resume
-from recipes.shifts_cli import Root, Seed
+from recipes.shifts_cli import (
+    Amp,
+    BatchSize,
+    Checkpoint,
+    Classes,
+    Data,
+    Device,
+    Limit,
+    Net,
+    Pretrained,
+    Resume,
+    Root,
+    Seed,
+)
 
 ALIASING = (
     "surgeon analyze aliasing runs/digits_spd/original | "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import analysis
 from analysis.attribution_objective import Objective
 from analysis.saliency_maps import METHODS, Seeing, Shown, maps
-from analysis.saliency_result import agreement
+from analysis.saliency_result import Compared, agreement
 from analysis.tasks import Classification
 from surgeon.errors import AnalysisError
 from tests.analysis import odd_nets
@@ -118,6 +118,29 @@ def test_batches_change_nothing(method: str) -> None:
     assert all(np.allclose(found[0], other, atol=1e-5) for other in found[1:])
 
 
+def test_maps_kept_at_once_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    add = Compared.add
+
+    def counted(self: Compared, found: Any) -> None:
+        sizes.append(len(next(iter(found.values()))[0]))
+        add(self, found)
+
+    monkeypatch.setattr(Compared, "add", counted)
+    model, data, more = Circular(2), batches(9, (3, 8, 8), 4, 9), {"shifts": [1, 2], "internal_batch_size": 100}
+    whole = moving(model, data, **more)
+    assert sizes == [9]
+    parts = moving(model, data, **more, memory=5 * 16 * 8 * 64)  # two maps of two shifts, and copies
+    assert sizes == [9, 5, 4] and len(whole.rows) == 2
+    close = [np.allclose(one["pearson"], other["pearson"]) for one, other in zip(whole.rows, parts.rows, strict=True)]
+    assert all(close)
+
+
+def test_shifts_are_whole_numbers_of_any_library() -> None:
+    found = moving(Circular(), batches(2, (3, 8, 8), 4), shifts=np.arange(1, 3))
+    assert [row["shift_right_px"] for row in found.rows] == [1, 2]
+
+
 def test_chance_is_another_image() -> None:
     model, (images, targets) = Circular(2), batches(3, (3, 8, 8), 4, 3)[0]
     found = moving(model, [(images, targets)]).rows[0]
@@ -162,7 +185,7 @@ def test_what_is_refused(more: dict[str, Any], words: str) -> None:
 
 
 def test_gradcam_needs_maps() -> None:
-    with pytest.raises(AnalysisError, match=r"those that do: stage0|those that do: "):
+    with pytest.raises(AnalysisError, match=r"'norm' is no unit that gives one \(those that do: "):
         moving(
             timm.create_model("test_vit", num_classes=4), batches(2, (3, 160, 160), 4), method="gradcam", unit="norm"
         )

@@ -82,7 +82,7 @@ def test_the_stride_is_found_in_the_jitter(on_grid: Any) -> None:
     found = result.settings["jitter_repeats"]
     assert found["period_px"] == 8 and found["sure"] and found["explained_share"] > 0.99
     assert "jitter repeats every 8 px" in result.summary and "12 images, 12 objects" in result.summary
-    few = shifted(model, data, shifts=(1, 2, 5), padding="black")
+    few = shifted(model, data, shifts=np.array((1, 2, 5)), padding="black")
     assert few.settings["jitter_repeats"] is None and "repeats" not in few.summary
 
 

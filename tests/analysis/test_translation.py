@@ -105,7 +105,7 @@ def test_one_pass_is_a_pass_for_each_and_loads_the_images_once() -> None:
 
 def test_by_hand() -> None:
     model, data = timm.create_model("test_resnet", num_classes=4).eval(), noise(3, 32)
-    found = scan(model, data, moves=[(3, -1), (0.5, 0)])
+    found = scan(model, data, moves=np.array([(3, -1), (0.5, 0)]))
     assert [(row["dx_px"], row["dy_px"]) for row in found.rows] == [(0, 0), (3, -1), (0.5, 0)]
     with torch.no_grad():
         for row in found.rows:

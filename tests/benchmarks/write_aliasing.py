@@ -41,6 +41,13 @@ scikit-learn's digits, {size} pixels wide in the middle of a {canvas}-pixel canv
 validation images; mean ± standard deviation over {seeds} seeds. Small nets and easy images: this page shows what the
 three measures tell, not what ImageNet would.
 
+On your own net, all three and the curve they explain on one page:
+
+```bash
+surgeon analyze aliasing runs/digits_spd/original
+surgeon analyze aliasing resnet50 --pretrained --data folder:imagenet --limit 1000 --reach 64
+```
+
 ## The sampling map: which pixels are read how often
 
 `analysis.sampling_map(net)` counts the reads of each position by strided convs and pools: taps of a kernel, whatever
