@@ -26,7 +26,12 @@ def perceptual(
         "runs/perceptual"
     ),
     form: Annotated[str, typer.Option(help="lpips, or gap: features averaged over positions first.")] = "lpips",
-    fit: Annotated[str | None, typer.Option(help="Learn the weights on these scores, named as --data.")] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn the weights on these scores, named as --data; of the same data on half of the references."
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of weights learned before, by --fit.")] = None,
     validation: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the references of --fit that choose the epoch.")
@@ -64,6 +69,8 @@ def perceptual(
         try_folder(out)
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
         judged, taught = _rated(data, viewed.model, seed), None if fit is None else _rated(fit, viewed.model, seed)
+        if fit == data:
+            taught, judged = judged.split(0.5, seed)
         network = viewed.model.to(who.device)
         size = tuple(judged.image(judged.items[0].reference).shape) if side is None else side
         distance = (
