@@ -20,6 +20,7 @@ Counts = NDArray[np.int64]
 Bounds = tuple[float | None, float | None]
 NONE: Bounds = (None, None)
 RESAMPLES, AT_ONCE, FEWEST = 1000, 2**22, 3  # numbers drawn at once; clusters that an interval needs
+MOST = 2000  # clusters of which Kendall's correlation is drawn: its tables grow with their square
 KINDS = ("spearman", "pearson", "kendall")
 
 
@@ -57,6 +58,10 @@ def correlation_bounds(
 ) -> dict[str, Bounds]:
     """95% percentile intervals of :func:`correlate`, from drawing clusters with replacement.
 
+    Kendall's looks at each pair of numbers once, so its time grows with the square of their count. Of more than 2,000
+    clusters it draws 2,000 groups of clusters instead, put together at random: as good a witness of the spread, in
+    bounded memory.
+
     Args:
         x: Numbers.
         y: Likewise.
@@ -76,14 +81,17 @@ def correlation_bounds(
     names, which = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < FEWEST or len(x) < FEWEST:
         return dict.fromkeys(KINDS, NONE)
-    signs = _signs(x, y, which, len(names))
+    group, groups = which, len(names)
+    if groups > MOST:
+        group, groups = (np.random.default_rng(seed).permutation(groups) % MOST)[which], MOST
+    signs = _signs(x, y, group, groups)
     drawn: dict[str, list[Values]] = {kind: [] for kind in KINDS}
+    drawn["kendall"] = [_kendall(signs, counts) for counts in draws(groups, seed, resamples, len(x))]
     for counts in draws(len(names), seed, resamples, len(x)):
         weights = counts[:, which].astype(np.float64)  # (draws, numbers)
         ranks = [_ranks(values, weights) for values in (x, y)]
         drawn["spearman"].append(_pearson(ranks[0], ranks[1], weights))
         drawn["pearson"].append(_pearson(x[None] - x.mean(), y[None] - y.mean(), weights))
-        drawn["kendall"].append(_kendall(signs, counts))
     return {kind: _bounds(np.concatenate(parts)) for kind, parts in drawn.items()}
 
 
@@ -139,20 +147,28 @@ def _pearson(x: Values, y: Values, weights: Values) -> Values:
 
 def _signs(x: Values, y: Values, which: Counts, clusters: int) -> tuple[Values, Values, Values]:
     """Over the pairs of numbers of each two clusters: concordant less discordant, untied in x, untied in y."""
-    members = [np.flatnonzero(which == one) for one in range(clusters)]
+    order = np.argsort(which, kind="stable")
+    x, y, which = x[order], y[order], which[order]
+    begins = np.flatnonzero(np.diff(which, prepend=-1))  # of each cluster, all of which occur
     found = np.zeros((3, clusters, clusters))
-    for one, mine in enumerate(members):
-        for other, theirs in enumerate(members[: one + 1]):
-            a = np.sign(x[mine][:, None] - x[theirs])
-            b = np.sign(y[mine][:, None] - y[theirs])
-            sums = ((a * b).sum(), np.abs(a).sum(), np.abs(b).sum())
-            found[:, one, other] = found[:, other, one] = sums
+    for start in range(0, len(x), rows := max(1, AT_ONCE // len(x))):
+        part = slice(start, start + rows)
+        a, b = (_sign(values[part, None], values) for values in (x, y))
+        first = np.flatnonzero(np.diff(which[part], prepend=-1))
+        for table, signs in zip(found, (a * b, a != 0, b != 0), strict=True):
+            columns = signs if len(begins) == len(x) else np.add.reduceat(signs, begins, axis=1, dtype=np.float64)
+            table[which[part][first]] += np.add.reduceat(columns, first, axis=0, dtype=np.float64)
     return found[0], found[1], found[2]
+
+
+def _sign(one: Values, other: Values) -> NDArray[np.int8]:
+    return (one > other).view(np.int8) - (one < other).view(np.int8)
 
 
 def _kendall(signs: tuple[Values, Values, Values], counts: Counts) -> Values:
     """Kendall's tau-b of draws: sums over pairs of clusters, each as often as both were drawn."""
-    both, in_x, in_y = (np.einsum("dc,ce,de->d", counts, part, counts, optimize=True) for part in signs)
+    times = counts.astype(np.float64)
+    both, in_x, in_y = (((times @ part) * times).sum(1) for part in signs)
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Values = both / np.sqrt(in_x * in_y)
     return found

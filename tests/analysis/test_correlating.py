@@ -1,5 +1,7 @@
 """Correlations and their intervals: against scipy on numbers that are really repeated, and by coverage."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -59,6 +61,45 @@ def test_clusters_widen_the_interval() -> None:
         widths = [bounds[kind][1] - bounds[kind][0] for bounds in (together, apart, single)]
         assert widths[0] > 3 * widths[1]
         assert kind == "kendall" or widths[0] == pytest.approx(widths[2], rel=1e-9)  # tau-b knows that copies are tied
+
+
+def test_signs_of_clusters_in_any_order_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, which = numbers(3)
+    mixed = np.random.default_rng(0).permutation(len(x))
+    x, y, which = x[mixed], y[mixed], np.unique(which[mixed], return_inverse=True)[1]
+    member = which[:, None] == np.arange(which.max() + 1)
+    a, b = (np.sign(values[:, None] - values) for values in (x, y))
+    wanted = [member.T @ signs @ member for signs in (a * b, abs(a), abs(b))]
+    assert np.array_equal(_signs(x, y, which, which.max() + 1), wanted)
+    monkeypatch.setattr("analysis.correlating.AT_ONCE", 24 * 5)
+    assert np.array_equal(_signs(x, y, which, which.max() + 1), wanted)
+    assert np.array_equal(_signs(x, y, np.arange(24), 24), [a * b, abs(a), abs(b)])
+
+
+def test_kendall_of_many_clusters_is_drawn_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.random.default_rng(2)
+    x = drawn.standard_normal(600)
+    y = x + drawn.standard_normal(600)
+    whole = correlation_bounds(x, y, np.arange(600), resamples=300)
+    tables = []
+    monkeypatch.setattr("analysis.correlating.MOST", 100)
+    monkeypatch.setattr("analysis.correlating._signs", lambda *given: tables.append(given[3]) or _signs(*given))
+    groups = correlation_bounds(x, y, np.arange(600), resamples=300)
+    assert tables == [100] and groups["spearman"] == whole["spearman"]
+    widths = [bounds["kendall"][1] - bounds["kendall"][0] for bounds in (groups, whole)]
+    assert groups["kendall"] != whole["kendall"] and widths[0] == pytest.approx(widths[1], rel=0.25)
+    assert np.mean(groups["kendall"]) == pytest.approx(np.mean(whole["kendall"]), abs=0.01)
+
+
+@pytest.mark.slow
+def test_ten_thousand_own_references_are_no_trouble() -> None:
+    drawn = np.random.default_rng(0)
+    x = drawn.standard_normal(10_000)
+    tracemalloc.start()
+    low, high = correlation_bounds(x, x + drawn.standard_normal(10_000), np.arange(10_000))["kendall"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.48 < low < 0.5 < high < 0.52 and peak < 500 * 2**20
 
 
 @pytest.mark.slow
