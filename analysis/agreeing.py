@@ -18,14 +18,14 @@ from analysis.moves import window_of
 from analysis.moving import Size
 from analysis.protocols import PASSES, Protocol, Windows, pairs, reach_of
 from analysis.readings import FINAL, Readings
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from analysis.scanning import Scan, accuracy
 from analysis.study_settings import Settings
 from analysis.variants import Method, Variant
 from surgeon.errors import AnalysisError
 
 
-class Consistency(Result):
+class Consistency(ReadBack):
     """Share of equal predictions for two shifts of the same image.
 
     Attributes:

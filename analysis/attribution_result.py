@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from analysis.explaining import Explained
 from analysis.parts import Unit
 from analysis.ranking import median_interval, rank_agreement
-from analysis.result import Result, Row, as_text
-from analysis.stored import read_result
+from analysis.result import ReadBack, Result, Row, as_text
 from analysis.unit_flow import BRANCH
 from analysis.unit_taps import Place
 from surgeon.errors import AnalysisError
@@ -43,7 +41,7 @@ class Column:
     shares: Values | None
 
 
-class Attribution(Result):
+class Attribution(ReadBack):
     """How much of the answer flows through each unit; prints as a table, draws bars and a scatter plot.
 
     Rows have ``method``, ``unit``, ``path``, ``taken`` (whose output), ``params``, ``values`` (numbers in that output),
@@ -76,18 +74,6 @@ class Attribution(Result):
         from analysis.attribution_figure import draw
 
         return draw(self)
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Attribution:
-        """Read back what :meth:`to_json` wrote.
-
-        Raises:
-            AnalysisError: When the file is none of this analysis.
-        """
-        found = read_result(path)
-        if found.kind != cls.kind:
-            raise AnalysisError(f"{path} is of the analysis '{found.kind}', not '{cls.kind}'; use analysis.read_result")
-        return cls(found.rows, found.summary, found.settings)
 
     def __str__(self) -> str:
         keys = [key for key in SHOWN if self.rows and key in self.rows[0]]

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis.detection_scores import FEWEST
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from surgeon.table import table
 
 SHOWN = {  # columns of the printed table, their decimals, and what they are called there
@@ -26,7 +26,7 @@ SHOWN = {  # columns of the printed table, their decimals, and what they are cal
 }
 
 
-class DetectionShift(Result):
+class DetectionShift(ReadBack):
     """Average precision, jitter and class flips by shift; ``rows``: the unshifted images first.
 
     Attributes:

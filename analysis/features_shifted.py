@@ -18,7 +18,7 @@ from analysis.moves import check_fill
 from analysis.moving import Fill, Padding
 from analysis.opening import versions_of
 from analysis.parts import Level, Unit
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from analysis.shift_errors import Array, Shift, ShiftErrors, ratios
 from analysis.shifted_passes import run_shifted, size_of
 from analysis.study_settings import size_in_bytes
@@ -31,7 +31,7 @@ COLUMNS = ("error", "relative_error")
 PIECE = 64  # images at once, where memory allows more
 
 
-class Equivariance(Result):
+class Equivariance(ReadBack):
     """Errors of units under shifts.
 
     Attributes:

@@ -7,21 +7,19 @@ one by one are in general not robust together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from analysis.grouping import Wanted, groups_of
 from analysis.judging import Measures, pivot
-from analysis.result import Result, Row
-from analysis.stored import read_result
+from analysis.result import ReadBack, Row
 from analysis.studying import Settings, Study, settings_of
 from analysis.unit_names import Unit
 from surgeon.errors import AnalysisError
 
 
-class JointRobustness(Result):
+class JointRobustness(ReadBack):
     """What groups of units are worth together; ``groups`` are their names, ``treatments`` as of `Robustness`."""
 
     kind = "joint_robustness"
@@ -32,18 +30,6 @@ class JointRobustness(Result):
         self.treatments = list(dict.fromkeys(row["treatment"] for row in rows))
         self.primary, self.tolerance = str(settings["primary"]), float(settings["tolerance"])
         self.complete = bool(settings["complete"])
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> JointRobustness:
-        """Read back what :meth:`to_json` wrote.
-
-        Raises:
-            AnalysisError: When the file is none of this analysis.
-        """
-        found = read_result(path)
-        if found.kind != cls.kind:
-            raise AnalysisError(f"{path} is of the analysis '{found.kind}', not '{cls.kind}'; use analysis.read_result")
-        return cls(found.rows, found.summary, found.settings)
 
     def __str__(self) -> str:
         return "\n".join([self.title, pivot(self.rows, "group", self.primary), self.summary])

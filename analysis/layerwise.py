@@ -6,26 +6,23 @@ Zhang, Bengio and Singer, Are All Layers Created Equal?, JMLR 2022, arXiv:1902.0
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from analysis.judging import Judged, Measures, pivot
 from analysis.parts import Level, Unit
-from analysis.result import Result, Row
-from analysis.stored import read_result
+from analysis.result import ReadBack, Row
 from analysis.studying import FULL, Settings, Study, settings_of
 from analysis.tasks import Metric
 from analysis.treatments import BatchNorm
 from analysis.variants import WHOLE, Method
-from surgeon.errors import AnalysisError
 from surgeon.host import InputSize
 
 UNMOVED = "changes no answer: nothing reads these values, or what they feed is dead"
 
 
-class Robustness(Result):
+class Robustness(ReadBack):
     """What each unit's values are worth; prints as a table, draws as the paper's heatmap.
 
     Attributes:
@@ -50,18 +47,6 @@ class Robustness(Result):
         from analysis.heatmap import heatmap
 
         return heatmap(self)
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Robustness:
-        """Read back what :meth:`to_json` wrote.
-
-        Raises:
-            AnalysisError: When the file is none of this analysis.
-        """
-        found = read_result(path)
-        if found.kind != cls.kind:
-            raise AnalysisError(f"{path} is of the analysis '{found.kind}', not '{cls.kind}'; use analysis.read_result")
-        return cls(found.rows, found.summary, found.settings)
 
     def __str__(self) -> str:
         return "\n".join([self.title, pivot(self.rows, "unit", self.primary), self.summary])

@@ -16,7 +16,7 @@ from analysis.curve_noise import Noise
 from analysis.cuts import Array, Axis, Cut, read_scan
 from analysis.model_names import model_name
 from analysis.opening import versions_of
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from analysis.spectra import CYCLES, Periodicity, find_periods, holm
 from analysis.stride_periods import stride_periods
 from surgeon.errors import AnalysisError
@@ -27,7 +27,7 @@ KINDS = {0.5: "red noise", 1.5: "a smooth part", math.inf: "a very smooth part"}
 DIGITS = 6  # of the curves that are kept for the figure
 
 
-class Aliasing(Result):
+class Aliasing(ReadBack):
     """Periods of a measure over shifts: the share of its variance that each explains, and how sure that is.
 
     Attributes:

@@ -10,13 +10,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from surgeon.table import table
 
 WORDS = {"accuracy": "accuracy", "ap": "AP"}
 
 
-class Resolution(Result):
+class Resolution(ReadBack):
     """Accuracy or average precision by net and resolution.
 
     Attributes:

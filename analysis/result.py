@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from matplotlib.figure import Figure
 
@@ -88,6 +88,24 @@ class Result(abc.ABC):
         return "\n".join([self.title, table(self._keys(), cells, right=numbers), self.summary])
 
     __repr__ = __str__
+
+
+class ReadBack(Result):
+    """A result made of rows, summary and settings alone, so that its file makes it again, but for ``by_image``."""
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read back what :meth:`to_json` wrote.
+
+        Raises:
+            AnalysisError: When the file is none of this analysis.
+        """
+        from analysis.stored import read_result  # late: it knows how the results are drawn
+
+        found = read_result(path)
+        if found.kind != cls.kind:
+            raise AnalysisError(f"{path} is of the analysis '{found.kind}', not '{cls.kind}'; use analysis.read_result")
+        return cls(found.rows, found.summary, found.settings)  # type: ignore[arg-type]  # subclasses know their title
 
 
 def two_names(labels: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, str]:

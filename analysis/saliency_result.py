@@ -18,7 +18,7 @@ from torch import Tensor
 from analysis.correlating import ratio_bounds
 from analysis.explaining import Explained
 from analysis.moving import shift_images
-from analysis.result import Result, Row, as_text
+from analysis.result import ReadBack, Row, as_text
 from surgeon.table import table
 
 Values = NDArray[np.float64]
@@ -28,7 +28,7 @@ AGAINST = ("", "chance_", "stayed_")
 SHOWN = ("method", "shift_right_px", "shift_down_px", "pearson", "chance_pearson", "stayed_pearson", "spearman", "l2")
 
 
-class AttributionEquivariance(Result):
+class AttributionEquivariance(ReadBack):
     """How far maps move with the image; prints as a table, draws curves over the shift.
 
     Rows have ``method``, ``shift_right_px``, ``shift_down_px``, ``images``; ``pearson``, ``spearman`` and ``l2``, means

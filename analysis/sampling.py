@@ -20,7 +20,7 @@ from analysis.footprints import Cell, ones
 from analysis.model_names import model_name
 from analysis.opening import versions_of
 from analysis.perturb import untouched
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from surgeon.errors import AnalysisError, SurgeonError
 from surgeon.host import InputSize, input_sizes, unwrap
 from surgeon.rewriting import record, undo
@@ -31,7 +31,7 @@ SHOWN = 64  # pixels of a map that is kept for the figure
 WRITTEN = 4  # positions of a pattern that is written out
 
 
-class SamplingMap(Result):
+class SamplingMap(ReadBack):
     """Reads per position, of each strided layer and of the whole model, before and after surgery.
 
     Attributes:

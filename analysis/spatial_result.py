@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.judging import Judged, Measures
 from analysis.readings import FINAL
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from analysis.shuffle_cells import Cell, Which
 from analysis.shuffling import How, Place
 from surgeon.errors import AnalysisError
@@ -22,7 +22,7 @@ LITTLE = 0.01  # a drop the summary calls small: one point
 UNTOUCHED = "untouched"
 
 
-class SpatialDependence(Result):
+class SpatialDependence(ReadBack):
     """What shuffling features costs; prints as a table, draws as the paper's Figures 4, 6 and 7.
 
     Attributes:

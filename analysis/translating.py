@@ -18,7 +18,7 @@ from analysis.intervals import ratio_bootstrap
 from analysis.moves import Axis, Kind, Move, check_fill, moves_of, shown, window_of
 from analysis.moving import Fill, Padding, Size
 from analysis.readings import FINAL, Readings
-from analysis.result import Result, Row
+from analysis.result import ReadBack, Row
 from analysis.scanning import Scan, accuracy
 from analysis.study_settings import Settings
 from analysis.tasks import Metric
@@ -29,7 +29,7 @@ MEAN = ("relative_loss", "relative_loss_low_95", "relative_loss_high_95")
 COLUMN = {"rotation": "rotation_deg", "scale": "scale"}
 
 
-class Translation(Result):
+class Translation(ReadBack):
     """Accuracy, loss and relative loss by shift, angle or scale.
 
     Attributes:
