@@ -17,16 +17,15 @@ from analysis.correlating import RESAMPLES
 from analysis.moving import shift_images
 from analysis.opening import versions_of
 from analysis.perceptual_distance import PerceptualDistance
-from analysis.perceptual_pairs import Distance, choices, distances_beside, insist_on_ratings, numbers, progress_of
+from analysis.perceptual_pairs import Distance, choices, distances_beside, finite, numbers, progress_of
 from analysis.perceptual_result import Perceptual
 from analysis.perceptual_rows import Drawn, choice_rows, rating_rows, shift_rows, summary_of
+from analysis.perceptual_settings import check_judging, checked_steps
 from analysis.perturb import untouched
 from analysis.ratings import RatedChoices, Ratings
 from analysis.result import Row
-from surgeon.errors import AnalysisError
 from surgeon.randomness import generators_kept
 
-PADDINGS = ("mirror", "circular")
 FEW = 10  # references under which an interval is called rough
 
 
@@ -46,14 +45,16 @@ def perceptual(
     """Measure how a distance of images agrees with people, and how much it sees of small shifts.
 
     Scores are turned so that more is worse; +1 is full agreement. Intervals (95%) come from drawing *references* anew:
-    the images made from one reference are no independent witnesses.
+    the images made from one reference are no independent witnesses. Pairs of an image with itself (level 1 of RAID),
+    to which every distance answers 0, count in "curve" rows only; ``settings["self_pairs"]`` says how many there are.
 
     - "correlation": Spearman, Pearson (of plain distances, no fitted curve between) and Kendall's tau-b over all pairs
       and per distortion. ``spearman_of_curves``: Spearman within each reference and distortion, averaged.
     - "curve": mean distance and mean score at each level of each distortion.
-    - "shift": ``relative_distance``, the mean distance of a reference to itself shifted by so many pixels (to the right
-      and down, averaged) over the mean distance of the distorted images; ``share_below``, the share of distorted images
-      that are nearer to their reference than it is to itself shifted.
+    - "shift": ``relative_distance``, the distance of a reference to itself shifted by so many pixels (to the right and
+      down, averaged), over the mean distance of its own distorted images; both are averaged over references before the
+      one is divided by the other, so each reference weighs the same however many images were made of it.
+      ``share_below``, the share of distorted images that are nearer to their reference than it is to itself shifted.
     - "choice", of two-alternative data: ``agreement``, the mean share of judges who chose as the distance does;
       ``agreement_of_judges``, what one more judge would reach.
 
@@ -74,7 +75,8 @@ def perceptual(
         One row per measure, distortion, level and shift. After Ctrl-C of the pairs measured so far.
 
     Raises:
-        AnalysisError: When data or a setting is none, or an image does not fit the distance.
+        AnalysisError: When data or a setting is none, an image does not fit the distance, or a distance is no finite
+            number.
 
     Example:
         >>> from analysis.distorting import distorted_samples
@@ -88,7 +90,8 @@ def perceptual(
         image quality; Zhang et al., CVPR 2018, arXiv:1801.03924, for choices. Deviations: neither text says over what
         RAID's 0.95 is taken, so both pooled and per-curve Spearman are given; neither gives intervals.
     """
-    steps = _checked(distance, data, shifts, padding, resamples, batch_size, limit, seed)
+    check_judging(distance, data, padding, resamples, batch_size, limit, seed)
+    steps = checked_steps(shifts)
     some = data.first(limit)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -124,9 +127,8 @@ def _shifted(
                 image = data.image(name)
                 versions = [_moved(image, step, padding) for step in steps]
                 ask = beside(image)
-                moved.append(
-                    [float(torch.cat([ask(part) for part in torch.split(one, size)]).mean()) for one in versions]
-                )
+                rows = [torch.cat([ask(part) for part in torch.split(one, size)]) for one in versions]
+                moved.append([float(finite(row, [(name, f"{name}, shifted")] * 2).mean()) for row in rows])
                 tell(done)
     except KeyboardInterrupt:
         return [], False
@@ -138,34 +140,14 @@ def _moved(image: Tensor, step: int, padding: str) -> Tensor:
     return torch.cat([shift_images(image[None], dx, dy, padding) for dx, dy in ((step, 0), (0, step))])  # type: ignore[arg-type]
 
 
-def _checked(
-    distance: Any, data: Any, shifts: Any, padding: str, resamples: int, size: int, limit: int | None, seed: int
-) -> tuple[int, ...]:
-    """The shifts in pixels; whatever is none is refused."""
-    insist_on_ratings(data, "perceptual")
-    if not callable(distance):
-        raise AnalysisError(f"perceptual: a {type(distance).__name__} measures nothing; give a function of two batches")
-    steps = tuple(range(1, shifts + 1)) if isinstance(shifts, int) else tuple(shifts)
-    wrong = [
-        (all(isinstance(s, int) and s > 0 for s in steps), f"shifts={shifts!r}: give whole pixels from 1 up, or 0"),
-        (padding in PADDINGS, f"padding={padding!r}: give one of {', '.join(PADDINGS)}"),
-        (isinstance(resamples, int) and resamples > 0, f"resamples={resamples!r}: give a number of draws"),
-        (isinstance(size, int) and size > 0, f"batch_size={size!r}: give a number of images"),
-        (limit is None or (isinstance(limit, int) and limit > 0), f"limit={limit!r}: give a number of pairs, or None"),
-        (isinstance(seed, int) and seed >= 0, f"seed={seed!r}: give a whole number from 0 up"),
-    ]
-    if reasons := [reason for fine, reason in wrong if not fine]:
-        raise AnalysisError(f"perceptual: {reasons[0]}")
-    return steps
-
-
 def _about(distance: Any, data: Ratings | RatedChoices) -> dict[str, Any]:
     """What was measured, on what."""
     named = {"data": data.name, "pairs": len(data), "references": len(data.references)}
     named["input_size"] = list(data.image(data.items[0].reference).shape)
     if isinstance(data, Ratings):
         images = {name for pair in data.items for name in (pair.reference, pair.distorted)}
-        named |= {"higher": data.higher, "scored": data.scored, "curves": data.curves, "images": len(images)}
+        named |= {"self_pairs": sum(pair.of_one for pair in data.items), "images": len(images)}
+        named |= {"higher": data.higher, "scored": data.scored, "curves": data.curves}
     else:
         named["images"] = 2 * len(data) + len(data.references)
     if not isinstance(distance, PerceptualDistance):
@@ -183,4 +165,6 @@ def _notes(data: Ratings | RatedChoices, complete: bool) -> list[str]:
     notes = [] if complete else ["stopped before all images were measured; figures are of those seen"]
     if isinstance(data, Ratings) and len(data.references) < FEW:
         notes.append(f"{len(data.references)} references only: intervals are rough, and rather too narrow")
+    if isinstance(data, Ratings) and (same := sum(pair.of_one for pair in data.items)):
+        notes.append(f"{same} of {len(data)} pairs are of an image with itself: they count in the curves only")
     return notes

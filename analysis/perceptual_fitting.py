@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from inspect import Parameter, signature
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 
 from analysis.opening import versions_of
 from analysis.perceptual_distance import PerceptualDistance
-from analysis.perceptual_pairs import insist_on_ratings
 from analysis.perceptual_result import PerceptualFit
 from analysis.perceptual_seen import Seen, parts
+from analysis.perceptual_settings import check_fitting, parted
 from analysis.perturb import untouched
 from analysis.ratings import Ratings
 from analysis.result import Row
@@ -60,8 +60,9 @@ def fit_perceptual(
 
     Args:
         distance: Whose weights learn; its network does not.
-        data: Scored pairs.
-        validation: Other scored pairs, of other references; or the share of references of ``data`` kept for that.
+        data: Scored pairs; those of an image with itself are left out.
+        validation: Other scored pairs, of other references (by their names); or the share of references of ``data``
+            kept for that.
         epochs: At most so many.
         batch_size: Pairs per step; the last batch of an epoch is no smaller than the others by more than one.
         opt: Name of an optimiser, as timm knows them, or a function from a list of parameters to one.
@@ -80,7 +81,8 @@ def fit_perceptual(
         One row per epoch, epoch 0 first. ``distance.made`` says how its weights came about, and is saved with them.
 
     Raises:
-        AnalysisError: When data or a setting is none, or scores or distances do not vary.
+        AnalysisError: When data or a setting is none, scores or distances do not vary, or a distance is no finite
+            number. The weights are then as they were.
 
     Example:
         >>> import timm
@@ -96,11 +98,10 @@ def fit_perceptual(
         mean opinion scores. Deviation: it takes the best epoch by the mean correlation of validation batches, here it
         is that of all validation pairs.
     """
-    _check(distance, data, epochs, batch_size, dropout, patience, image_batch, seed)
-    some = data.first(limit)
-    train, held = some.split(validation, seed) if isinstance(validation, float) else (some, validation)
-    if held is not None:
-        insist_on_ratings(held, "fit_perceptual")
+    if not isinstance(distance, PerceptualDistance):
+        raise AnalysisError(f"fit_perceptual: a {type(distance).__name__} has no weights; give a PerceptualDistance")
+    check_fitting(epochs, batch_size, dropout, patience, image_batch, limit, seed)
+    train, held = parted(data, validation, limit, seed)
     with untouched(distance.backbone):
         learned = Seen(distance, train, size_in_bytes(memory), image_batch, progress)
         kept = (
@@ -135,9 +136,10 @@ class _How:
 def _epochs(
     distance: PerceptualDistance, learned: Seen, held: Seen | None, optimizer: Optimizer, how: _How
 ) -> tuple[list[Row], bool]:
-    """Train; the best weights stay."""
+    """Train; the best weights stay, and after an error those there were before."""
     rows: list[Row] = []
     best, complete = _Best(distance, held is not None), True
+    before = best.raw
     console = Console(stderr=True)
     try:
         with Progress(console=console, disable=not (how.shown and console.is_terminal), transient=True) as bar:
@@ -146,6 +148,7 @@ def _epochs(
                 loss = _epoch(distance, learned, optimizer, how) if epoch else None
                 row = {"epoch": epoch, "loss": loss, "pearson": learned.pearson()}
                 row["validation_pearson"] = None if held is None else held.pearson()
+                _refuse_flat(row, held is not None)
                 rows.append({**row, "best": False})
                 if best.since(row) >= (how.patience or math.inf):
                     break
@@ -154,9 +157,23 @@ def _epochs(
         if not rows:
             raise
         complete = False
-    best.put_back(distance)
+    except BaseException:
+        best.raw = before
+        raise
+    finally:
+        best.put_back(distance)
     rows[min(best.epoch, len(rows) - 1)]["best"] = True
     return rows, complete
+
+
+def _refuse_flat(row: Row, judged: bool) -> None:
+    """An epoch 0 without a correlation tells that the network sees all pairs alike."""
+    for role, key in (("data", "pearson"), ("validation", "validation_pearson")):
+        if row["epoch"] == 0 and row[key] is None and (judged or role == "data"):
+            raise AnalysisError(
+                f"fit_perceptual: {role}: the distance is the same for all pairs, so no weights can follow the scores; "
+                "give other pairs, or taps that see them"
+            )
 
 
 class _Best:
@@ -207,36 +224,28 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
 
 def _optimizer(distance: PerceptualDistance, opt: str | MakeOptimizer, lr: float, weight_decay: float) -> Optimizer:
     if callable(opt):
-        return opt([distance.raw])
+        made = opt([distance.raw])
+        if not isinstance(made, Optimizer):
+            raise AnalysisError(f"fit_perceptual: opt made a {type(made).__name__}; it must make an optimiser of torch")
+        return _stepping(made)
     from timm.optim import create_optimizer_v2
 
     try:
         found: Optimizer = create_optimizer_v2([distance.raw], opt=opt, lr=lr, weight_decay=weight_decay)
     except (ValueError, AssertionError, TypeError) as error:
         raise AnalysisError(f"fit_perceptual: opt={opt!r}: {error}; give a name that timm.optim knows") from error
-    return found
+    return _stepping(found)
 
 
-def _check(
-    distance: Any, data: Any, epochs: int, size: int, dropout: float, patience: int | None, images: int, seed: int
-) -> None:
-    if not isinstance(distance, PerceptualDistance):
-        raise AnalysisError(f"fit_perceptual: a {type(distance).__name__} has no weights; give a PerceptualDistance")
-    if not isinstance(data, Ratings):
-        insist_on_ratings(data, "fit_perceptual")
-        raise AnalysisError(f"fit_perceptual learns from scored pairs, and {data.name} has choices; give Ratings")
-    wrong = [
-        (isinstance(epochs, int) and epochs >= 0, f"epochs={epochs!r}: give a whole number from 0 up"),
-        (isinstance(size, int) and size >= 3, f"batch_size={size!r}: a correlation needs 3 pairs at least"),
-        (len(data) >= 3, f"{len(data)} pairs: a correlation needs 3 at least"),
-        (0 <= dropout < 1, f"dropout={dropout!r}: give a share from 0 to under 1"),
-        (patience is None or patience > 0, f"patience={patience!r}: give a number of epochs, or None"),
-        (isinstance(images, int) and images > 0, f"image_batch={images!r}: give a number of images"),
-        (float(np.ptp(data.worse)) > 0, "all scores are equal; there is nothing to learn"),
-        (isinstance(seed, int) and seed >= 0, f"seed={seed!r}: give a whole number from 0 up"),
-    ]
-    if reasons := [reason for fine, reason in wrong if not fine]:
-        raise AnalysisError(f"fit_perceptual: {reasons[0]}")
+def _stepping(optimizer: Optimizer) -> Optimizer:
+    """Refuse one whose step asks for the loss again, such as LBFGS: there is one gradient per step here."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise AnalysisError(
+            f"fit_perceptual: {type(optimizer).__name__} needs a closure for each step, which is not given here; "
+            "choose another optimiser, as opt='adam'"
+        )
+    return optimizer
 
 
 def _summary(rows: Sequence[Row], best: Row) -> str:

@@ -87,17 +87,24 @@ def _checked(found: Any, count: int) -> Tensor:
     return found.detach().reshape(count).double().cpu()
 
 
-def insist_on_ratings(data: Any, verb: str) -> None:
-    """Refuse what is neither scored pairs nor choices.
+def finite(rows: Tensor, names: Sequence[tuple[str, str]]) -> Tensor:
+    """Rows of pairs, (N,) or (N, channels), as they are.
 
     Raises:
-        AnalysisError: Likewise.
+        AnalysisError: When one is no number, with the names of its pair.
+
+    Example:
+        >>> finite(torch.tensor([0.5, 2.0]), [("a", "b"), ("a", "c")]).tolist()
+        [0.5, 2.0]
     """
-    if not isinstance(data, (Ratings, RatedChoices)):
+    fine = rows.isfinite().flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()
+    if not fine.all():
+        reference, distorted = names[int(fine.logical_not().nonzero()[0])]
         raise AnalysisError(
-            f"{verb}: data is a {type(data).__name__}; open a database by analysis.rating_data, or put your own pairs "
-            "into analysis.Ratings"
+            f"the distance of '{distorted}' to '{reference}' is nan or infinite; look at these two images, and at the "
+            "precision of the network: half precision overflows, .float() helps"
         )
+    return rows
 
 
 @contextmanager
@@ -123,7 +130,7 @@ def _gathered(
     try:
         with progress_of("distances", names, shown) as tell:
             for begin, rows in measured(distances_beside(distance), data.image, names, size):
-                parts.append(rows)
+                parts.append(finite(rows, names[begin:]))
                 tell(begin + len(rows))
     except KeyboardInterrupt:
         if not parts:
@@ -136,4 +143,6 @@ def choices(distance: Distance, data: RatedChoices, size: int, shown: bool) -> t
     """Distances of the first and the second image of all triplets, (N, 2), or of the first ones; whether all."""
     names = [(one.reference, name) for one in data.items for name in (one.first, one.second)]
     found, complete = _gathered(distance, data, names, size, shown)
+    if len(found) < 2:
+        raise KeyboardInterrupt  # it came within the first triplet
     return found[: len(found) // 2 * 2].view(-1, 2), complete

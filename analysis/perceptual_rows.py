@@ -36,17 +36,17 @@ class Drawn:
 
 
 def rating_rows(data: Ratings, found: Values, drawn: Drawn) -> list[Row]:
-    """Rows of correlations and curves.
+    """Rows of correlations, without pairs of an image with itself, and of curves, with them.
 
     Args:
         data: Scored pairs.
         found: Their distances.
         drawn: How intervals are made.
     """
-    kinds = np.array([pair.distortion for pair in data.items])
-    parts = {ALL: np.arange(len(data))}
+    kinds, real = np.array([pair.distortion for pair in data.items]), _of_two(data)
+    parts = {ALL: real}
     if len(data.distortions) > 1:
-        parts |= {kind: np.flatnonzero(kinds == kind) for kind in data.distortions}
+        parts |= {kind: real[kinds[real] == kind] for kind in data.distortions}
     worse, rows = data.worse, []
     for name, chosen in parts.items():
         of = [data.items[i] for i in chosen]
@@ -57,6 +57,11 @@ def rating_rows(data: Ratings, found: Values, drawn: Drawn) -> list[Row]:
         for kind in data.distortions:
             rows += _curve(data, kind, found, drawn)
     return rows
+
+
+def _of_two(data: Ratings) -> NDArray[np.int64]:
+    """Places of the pairs that are not of an image with itself."""
+    return np.array([place for place, pair in enumerate(data.items) if not pair.of_one], dtype=np.int64)
 
 
 def _correlations(name: str, pairs: Sequence[RatedPair], found: Values, worse: Values, drawn: Drawn) -> list[Row]:
@@ -97,7 +102,7 @@ def _curve(data: Ratings, kind: str, found: Values, drawn: Drawn) -> list[Row]:
 
 
 def shift_rows(data: Ratings, found: Values, moved: Values, steps: Sequence[int], drawn: Drawn) -> list[Row]:
-    """Rows of shifts.
+    """Rows of shifts, without pairs of an image with itself.
 
     Args:
         data: Scored pairs.
@@ -106,18 +111,19 @@ def shift_rows(data: Ratings, found: Values, moved: Values, steps: Sequence[int]
         steps: The shifts, in pixels.
         drawn: How intervals are made.
     """
-    names = [pair.reference for pair in data.items]
-    sums, counts = _by_reference(names, found)
+    real = _of_two(data)
     order = {name: place for place, name in enumerate(data.references)}
-    own = np.array([order[name] for name in names])
+    names = [data.items[place].reference for place in real]
+    found, own = found[real], np.array([order[name] for name in names], dtype=np.int64)
+    sums, counts = _by_reference(names, found)
+    moved_of = moved[np.array([order[name] for name in dict.fromkeys(names)], dtype=np.int64)]
     rows = []
     for column, step in enumerate(steps):
         below, _ = _by_reference(names, (found < moved[own, column]).astype(np.float64))
-        of = {"relative_distance": (moved[:, column], sums / counts), "share_below": (below, counts)}
+        of = {"relative_distance": (moved_of[:, column], sums / counts), "share_below": (below, counts)}
         for measure, (above, under) in of.items():
             value, bounds = drawn.ratio(above, under)
-            size = (len(data), len(data.references))
-            rows.append(_row("shift", measure, value, bounds, size, shift_px=step))
+            rows.append(_row("shift", measure, value, bounds, (len(real), len(counts)), shift_px=step))
     return rows
 
 
@@ -152,7 +158,7 @@ def choice_rows(data: RatedChoices, found: Values, drawn: Drawn) -> list[Row]:
 def _by_reference(names: Sequence[str], values: Values) -> tuple[Values, Values]:
     """Sum and number of the values of each reference, in order of appearance."""
     order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    which = np.array([order[name] for name in names])
+    which = np.array([order[name] for name in names], dtype=np.int64)
     sums = np.bincount(which, values, len(order)).astype(np.float64)
     return sums, np.bincount(which, minlength=len(order)).astype(np.float64)
 
@@ -182,7 +188,8 @@ def summary_of(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
         wanted = {"distortion": ALL, "measure": measure, **more}
         return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), {})
 
-    count = f"{settings['pairs']:,} pairs of {settings['references']:,} references"
+    pairs = settings["pairs"] - settings.get("self_pairs", 0)
+    count = f"{pairs:,} pairs of {settings['references']:,} references"
     if agreed := of("agreement"):
         count = f"{settings['pairs']:,} triplets"
         judges = _told(of("agreement_of_judges"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.correlating import correlate
 from analysis.perceptual_distance import PerceptualDistance
-from analysis.perceptual_pairs import differences_beside, measured, progress_of
+from analysis.perceptual_pairs import differences_beside, finite, measured, progress_of
 from analysis.ratings import Ratings
 
 
@@ -57,7 +57,7 @@ class Seen:
     def _look(self, places: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         names = [(self.data.items[place].reference, self.data.items[place].distorted) for place in places]
         for begin, rows in measured(differences_beside(self.distance), self.data.image, names, self.size):
-            yield from zip(places[begin : begin + len(rows)], rows, strict=True)
+            yield from zip(places[begin : begin + len(rows)], finite(rows, names[begin:]), strict=True)
 
     def pearson(self) -> float | None:
         """The correlation of all pairs with the present weights."""

@@ -7,6 +7,7 @@ every file is looked for at once; images are read when asked for.
 from __future__ import annotations
 
 import csv
+import filecmp
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from analysis.ratings import RatedChoices, RatedPair, RatedTriplet, Ratings, read_image
 from surgeon.errors import AnalysisError
@@ -185,7 +187,7 @@ def _kadid(name: str, where: Path) -> Ratings:
 
 
 def _raid(name: str, where: Path) -> Ratings:
-    """Names like rot_img_01_level_04.png; level 1 is the original, of which there may be no second file."""
+    """Names like rot_img_01_level_04.png; level 1 is the original, and named as such even where it is a second file."""
     there = [where / file for file in RAID_COLUMNS if (where / file).exists()]
     source = there[0] if there else where / "responses.csv"
     rows, files, pairs = list(_columns(name, source, RAID_COLUMNS[source.name])), _Files(name, where, "**/*"), []
@@ -195,9 +197,15 @@ def _raid(name: str, where: Path) -> Ratings:
             raise _bad(source, number, f"distortion '{parts[1]}' is none of {', '.join(RAID)}")
         reference, level = files.path(original, source, number), int(parts[3])
         shown = reference if level == 1 and file not in files else files.path(file, source, number)
+        shown = reference if level == 1 and _same(reference, shown) else shown
         pairs.append(RatedPair(reference, shown, _number(score, source, number), RAID[parts[1].lower()], level))
     pairs.sort(key=lambda pair: pair.reference)  # stable: the file goes through the distortions first
     return _ratings(name, source, pairs, "worse", "response (psi / sigma)", curves=True)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two files hold one image."""
+    return one == other or filecmp.cmp(one, other, shallow=False) or torch.equal(*map(read_image, (one, other)))
 
 
 def _columns(name: str, path: Path, layouts: Sequence[tuple[str, ...]]) -> Iterator[tuple[int, list[str]]]:

@@ -42,6 +42,11 @@ class RatedPair:
     distortion: str = ""
     level: float | None = None
 
+    @property
+    def of_one(self) -> bool:
+        """Whether it is an image beside itself, as level 1 of RAID; every distance answers 0 to it."""
+        return self.reference == self.distorted
+
 
 @dataclass(frozen=True)
 class RatedTriplet:
@@ -199,6 +204,16 @@ class Ratings(_Judged[RatedPair]):
         sign = 1.0 if self.higher == "worse" else -1.0
         return sign * np.array([item.score for item in self.items], dtype=np.float64)
 
+    def of_two(self) -> Self:
+        """Without pairs of an image with itself.
+
+        Raises:
+            AnalysisError: When there are no others.
+        """
+        if all(pair.of_one for pair in self.items):
+            raise AnalysisError(f"{self.name}: all pairs are of an image with itself; give pairs of two images")
+        return self._with(pair for pair in self.items if not pair.of_one)
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self._with(self.items[index])
@@ -214,7 +229,7 @@ class Ratings(_Judged[RatedPair]):
 
 
 class RatedChoices(_Judged[RatedTriplet]):
-    """RatedChoices of judges between two distorted images; goes over (reference, first, second, share).
+    """Choices of judges between two distorted images; goes over (reference, first, second, share).
 
     Args:
         name: As results call it.

@@ -134,9 +134,69 @@ def test_published_layouts_end_to_end(tmp_path: Path) -> None:
         and curves.value("distance", distortion="scale", level=1) == 0
     )
     chosen = judged(red, analysis.rating_data("bapps", bapps(tmp_path / "b")))
-    assert chosen.value("agreement", distortion="cnn") == chosen.value("agreement") == pytest.approx(0.5)
+    nearer = np.mean([1 - share for share in (0.0, 0.4, 1.0)])  # the first image is, in all triplets
+    assert chosen.value("agreement", distortion="cnn") == chosen.value("agreement") == pytest.approx(nearer)
+    assert abs(nearer - 0.5) > 0.03
     for found in (opinions, curves, chosen):
         found.figure()
+
+
+def test_pairs_of_an_image_with_itself_count_in_curves_only() -> None:
+    """As RAID's level 1: they would agree for free, and make the mean distortion smaller."""
+    data = samples(images=6, distortions=["noise", "blur"])
+    own = [RatedPair(name, name, 0.0, kind, 0.0) for name in data.references for kind in data.distortions]
+    items = sorted([*data.items, *own], key=lambda pair: pair.reference)
+    both = [judged(rms, Ratings("mine", part, data.read, higher="worse"), shifts=2) for part in (items, data.items)]
+    more, without = ([row for row in found.rows if row["part"] != "curve"] for found in both)
+    for row, plain in zip(more, without, strict=True):
+        assert (row["measure"], row["pairs"], row["references"]) == (plain["measure"], plain["pairs"], 6)
+        assert row["value"] == pytest.approx(plain["value"])
+    assert both[0].value("distance", distortion="blur", level=0) == 0.0
+    assert (both[0].settings["self_pairs"], both[1].settings["self_pairs"], both[0].settings["pairs"]) == (12, 0, 48)
+    assert "12 of 48 pairs are of an image with itself" in str(both[0].settings["notes"])
+    assert "36 pairs of 6 references" in both[0].summary and both[0].figure()
+    alone = judged(rms, Ratings("mine", own, data.read, higher="worse"), shifts=1)
+    assert {row["value"] for row in alone.rows if row["part"] != "curve"} == {None}
+
+
+def test_each_reference_weighs_the_same_in_relative_distance() -> None:
+    data = samples(images=3, distortions=["noise"])
+    some = Ratings("mine", data.items[:5], data.read, higher="worse")  # three images of one, two of the other
+    own = [rms(a[None], b[None]).item() for a, b, _ in some]
+    moved = [
+        np.mean([rms(i[None], i.roll(1, axis)[None]).item() for axis in (1, 2)])
+        for i in map(some.image, some.references)
+    ]
+    found = judged(rms, some, shifts=1, padding="circular").value("relative_distance", shift_px=1)
+    assert found == pytest.approx(np.mean(moved) / np.mean([np.mean(own[:3]), np.mean(own[3:])]))
+    assert found != pytest.approx(np.mean(moved) / np.mean(own), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_distance_that_is_no_number_is_refused(value: float) -> None:
+    data = samples(images=2, distortions=["noise"])
+    broken = data.items[4]
+
+    def spoiled(a: Tensor, b: Tensor) -> Tensor:
+        wrong = (b - data.image(broken.distorted)).abs().amax((1, 2, 3)) == 0
+        return torch.where(wrong, value, rms(a, b))
+
+    with pytest.raises(AnalysisError, match=f"of '{broken.distorted}' to '{broken.reference}' is nan or infinite"):
+        judged(spoiled, data)
+
+    def spoiled_where_shifted(a: Tensor, b: Tensor) -> Tensor:
+        return rms(a, b) if len(b) == 3 else torch.full((len(b),), value)
+
+    with pytest.raises(AnalysisError, match=f"of '{data.references[0]}, shifted' to '{data.references[0]}' is nan"):
+        judged(spoiled_where_shifted, data)
+
+
+def test_features_that_overflow_are_refused() -> None:
+    data, distance = samples(images=2, distortions=["noise"]), distance_of("lpips")
+    with torch.no_grad():
+        distance.backbone[0].bias[0] = float("nan")
+    with pytest.raises(AnalysisError, match=f"of '{data.items[0].distorted}' to '{data.references[0]}' is nan"):
+        judged(distance, data)
 
 
 def test_the_distance_and_the_generators_are_put_back() -> None:
@@ -175,6 +235,26 @@ def test_ctrl_c_tells_of_what_was_measured() -> None:
         judged(stopping, data)
 
 
+def test_ctrl_c_within_the_first_triplet() -> None:
+    calls = iter(range(1))
+
+    def stopping(a: Tensor, b: Tensor) -> Tensor:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return rms(a, b)
+
+    with pytest.raises(KeyboardInterrupt):
+        judged(stopping, triplets([0.0, 0.2, 1.0]), batch_size=1)
+
+
+def test_whole_numbers_of_numpy_are_shifts() -> None:
+    data = samples(images=2, distortions=["noise"])
+    found = [
+        judged(rms, data, shifts=each) for each in (2, np.int64(2), (np.int64(1), 2), np.array([1, 2]), range(1, 3))
+    ]
+    assert all(each.settings["shifts"] == [1, 2] and each.to_json() == found[0].to_json() for each in found)
+
+
 def test_told_drawn_and_stored(tmp_path: Path) -> None:
     found = judged(distance_of("gap"), samples(images=4), shifts=2, command="mine")
     text = str(found)
@@ -192,6 +272,12 @@ def test_told_drawn_and_stored(tmp_path: Path) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"shifts": (0,)}, r"shifts=\(0,\): give whole pixels from 1 up"),
+    ({"shifts": -3}, "shifts=-3: give whole pixels from 1 up, each once, or 0 for none"),
+    ({"shifts": 1.5}, r"shifts=1\.5: give"),
+    ({"shifts": None}, "shifts=None: give"),
+    ({"shifts": True}, "shifts=True: give"),
+    ({"shifts": (1, 1)}, r"shifts=\(1, 1\): give whole pixels from 1 up, each once"),
+    ({"shifts": "12"}, "shifts='12': give"),
     ({"padding": "black"}, "padding='black': give one of mirror, circular"),
     ({"resamples": 0}, "resamples=0"),
     ({"batch_size": 0}, "batch_size=0"),

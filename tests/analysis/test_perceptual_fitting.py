@@ -106,8 +106,8 @@ def test_the_best_epoch_of_a_validation_set_stays() -> None:
 
 def test_a_share_of_the_references_validates() -> None:
     found = fit_perceptual(distance_of("gap"), planted("gap"), validation=0.34, epochs=2, limit=30)
-    assert (found.settings["references"], found.settings["pairs"]) == (3, 18)
-    assert found.settings["validation"] == "planted, 12 pairs"
+    assert (found.settings["references"], found.settings["pairs"]) == (3, 15)
+    assert found.settings["validation"] == "planted, 10 pairs"  # without those of an image with itself
     assert found.figure().axes[0].get_lines() and "validation" in found.summary
 
 
@@ -157,7 +157,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed=-1"),
     ({"opt": "adm"}, "opt='adm': .*; give a name that timm.optim knows"),
     ({"validation": 0.01}, "leaves a part empty"),
-    ({"validation": [1]}, "data is a list; open a database by analysis.rating_data"),
+    ({"limit": 0}, "limit=0: give a number of pairs"),
+    ({"limit": -1}, "limit=-1: give a number of pairs"),
+    ({"limit": 3}, "data: 2 pairs are left; a correlation needs 3"),
+    ({"limit": 8, "validation": 0.5}, "1 pairs are left; a correlation needs 3"),
+    ({"validation": [1]}, "validation is a list; give analysis.Ratings of other references, or the share"),
+    ({"validation": 1}, "validation is a int; give"),
+    ({"validation": True}, "validation is a bool; give"),
+    ({"opt": lambda parameters: torch.optim.LBFGS(parameters)}, "LBFGS needs a closure for each step"),
+    ({"opt": lambda parameters: parameters}, "opt made a list; it must make an optimiser"),
     ({"memory": "many"}, "memory"),
 ]
 
@@ -168,14 +176,67 @@ def test_bad_settings(arguments: dict[str, Any], words: str) -> None:
         fit_perceptual(distance_of("gap"), planted("gap", count=2), **{"epochs": 1, **arguments})
 
 
+def scored(images: dict[str, Tensor], scores: list[float], reference: str = "a") -> Ratings:
+    pairs = [RatedPair(reference, f"b{place}", score) for place, score in enumerate(scores)]
+    return Ratings("scored", pairs, images.__getitem__, higher="worse")
+
+
 def test_bad_data() -> None:
-    images = {"a": torch.zeros(1, 12, 12)}
-    flat = Ratings("flat", [RatedPair("a", "a", 1.0)] * 4, images.__getitem__, higher="worse")
-    with pytest.raises(AnalysisError, match="all scores are equal"):
-        fit_perceptual(distance_of("gap"), flat)
-    with pytest.raises(AnalysisError, match="2 pairs: a correlation needs 3"):
-        fit_perceptual(distance_of("gap"), planted("gap")[:2])
+    images = {name: torch.full((1, 12, 12), 0.5) for name in ("a", "b0", "b1", "b2", "b3")}
+    with pytest.raises(AnalysisError, match="data: all scores are equal"):
+        fit_perceptual(distance_of("gap"), scored(images, [1.0] * 4))
+    with pytest.raises(AnalysisError, match="data: 2 pairs are left; a correlation needs 3"):
+        fit_perceptual(distance_of("gap"), planted("gap")[:3])
+    with pytest.raises(AnalysisError, match="planted: all pairs are of an image with itself"):
+        fit_perceptual(distance_of("gap"), planted("gap")[:1])
+    with pytest.raises(AnalysisError, match="data: the distance is the same for all pairs"):
+        fit_perceptual(distance_of("gap"), scored(images, [1.0, 2.0, 3.0]))
     with pytest.raises(AnalysisError, match="learns from scored pairs, and mine has choices"):
         fit_perceptual(distance_of("gap"), RatedChoices("mine", [RatedTriplet("a", "a", "a", 0)], images.__getitem__))  # type: ignore[arg-type]
     with pytest.raises(AnalysisError, match="a Sequential has no weights; give a PerceptualDistance"):
         fit_perceptual(net(), planted("gap"))  # type: ignore[arg-type]
+
+
+def test_sets_that_cannot_validate() -> None:
+    data = planted("gap")
+    images = {name: torch.full((1, 12, 12), 0.5) for name in ("a", "b0", "b1", "b2")}
+    for validation, words in (
+        (data, "validation has 6 of its 6 references in common with data, such as '0 0'"),
+        (data.only(references="2 0"), "validation has 1 of its 1 references in common with data, such as '2 0'"),
+        (scored(images, [1.0]), "validation: 1 pairs are left; a correlation needs 3"),
+        (scored(images, [1.0] * 3), "validation: all scores are equal"),
+        (scored(images, [1.0, 2.0, 3.0]), "validation: the distance is the same for all pairs"),
+        (RatedChoices("mine", [RatedTriplet("a", "a", "a", 0)], images.__getitem__), "validation is choices; give"),
+    ):
+        with pytest.raises(AnalysisError, match=words):
+            fit_perceptual(distance_of("gap"), data, validation=validation, epochs=1)  # type: ignore[arg-type]
+
+
+def test_pairs_of_an_image_with_itself_teach_nothing() -> None:
+    data = planted("gap")
+    found = [fit_perceptual(distance_of("gap"), part, epochs=2) for part in (data, data.of_two())]
+    assert found[0].rows == found[1].rows and (len(data), found[0].settings["pairs"]) == (36, 30)
+
+
+def test_an_error_leaves_the_weights_as_they_were() -> None:
+    class Failing(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> None:
+            Failing.steps += 1
+            super().step(closure)
+            if Failing.steps == 5:
+                raise ValueError("no more")
+
+    distance = distance_of("gap")
+    with pytest.raises(ValueError, match="no more"):
+        fit_perceptual(distance, planted("gap"), opt=lambda p: Failing(p, lr=1.0), epochs=9)
+    assert torch.allclose(distance.weights, torch.ones(10)) and distance.raw.grad is None and not distance.made
+
+
+def test_features_that_overflow_are_refused() -> None:
+    data, distance = planted("gap"), distance_of("gap")
+    with torch.no_grad():
+        distance.backbone[3].bias.fill_(float("inf"))
+    with pytest.raises(AnalysisError, match="the distance of '0 1' to '0 0' is nan or infinite"):
+        fit_perceptual(distance, data, epochs=1)

@@ -1,5 +1,6 @@
 """Databases in miniature, in the layout they are published in, and every way in which a copy may be broken."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def response_of(columns: list[str]) -> str:
 def bapps(folder: Path) -> Path:
     for split in ("val/cnn", "val/color", "train/mix"):
         for number, share in enumerate((0.0, 0.4, 1.0)):
-            for part in ("ref", "p0", "p1"):
-                picture(folder / "2afc" / split / part / f"{number:06d}.png", 60 * number)
+            for place, part in enumerate(("ref", "p0", "p1")):
+                picture(folder / "2afc" / split / part / f"{number:06d}.png", 60 * number + 10 * place)
             judge = folder / "2afc" / split / "judge" / f"{number:06d}.npy"
             judge.parent.mkdir(exist_ok=True)
             np.save(judge, np.array([share], dtype=np.float32))
@@ -122,10 +123,28 @@ def test_raid_in_all_versions(tmp_path: Path, head: str, file: str) -> None:
     assert [p.reference for p in data.items] == sorted(p.reference for p in data.items)  # those of one together
 
 
+def test_level_1_of_raid_with_a_file_of_its_own(tmp_path: Path) -> None:
+    """It is the reference where it shows the same, whatever the bytes; and an image of its own where it does not."""
+    raid(tmp_path)
+    original, own = tmp_path / "images" / "references" / "img_01.png", tmp_path / "images" / "rot"
+    shutil.copy(original, own / "rot_img_01_level_01.png")
+    Image.open(original).save(own / "rot_img_02_level_01.png", compress_level=0)  # both references show the same
+    picture(tmp_path / "images" / "gn" / "gn_img_01_level_01.png", 51)
+    data = analysis.rating_data("raid", tmp_path)
+    assert isinstance(data, Ratings)
+    assert [pair.distortion for pair in data.items if pair.level == 1 and not pair.of_one] == ["gaussian noise"]
+    assert len(data.of_two()) == 17 and not any(pair.of_one for pair in data.of_two().items)
+
+
 def test_bapps(tmp_path: Path) -> None:
     data = analysis.rating_data("bapps", bapps(tmp_path))
     assert isinstance(data, RatedChoices) and len(data) == 6 and data.distortions == ["cnn", "color"]
     assert [item.share for item in data.items[:3]] == pytest.approx([0.0, 0.4, 1.0])
+    for number, item in enumerate(data.items[:3]):
+        names = {"ref": item.reference, "p0": item.first, "p1": item.second}
+        assert {Path(name).parent.name: name for name in names.values()} == names
+        reds = [round(255 * float(image[0, 0, 0])) for image in data[number][:3]]
+        assert reds == [60 * number, 60 * number + 10, 60 * number + 20]  # reference, first, second
     assert len(analysis.rating_data("bapps", tmp_path, split="train")) == 3
     some = analysis.rating_data("bapps", tmp_path, split=["val/color", "train/mix"])
     assert some.distortions == ["color", "mix"] and [x.shape for x in some[1][:3]] == [(3, 4, 6)] * 3
