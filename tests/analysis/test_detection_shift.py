@@ -56,6 +56,13 @@ def on_grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Box]], 
     return boxes, shifted(model, data, shifts=range(1, 33), padding="black"), (model, data)
 
 
+def test_the_spectrum_of_jitter_finds_the_grid(on_grid: Any) -> None:
+    found = analysis.aliasing(on_grid[1], column="jitter_px", periods=(5, 8), surrogates=199)
+    assert found.periodic == [8.0]
+    row = next(row for row in found.rows if row["period_px"] == 8)
+    assert row["share"] > 0.8
+
+
 def test_jitter_is_that_of_the_grid(on_grid: Any) -> None:
     boxes, result, _ = on_grid
     for (dx, dy), row in by_shift(result).items():
