@@ -5,7 +5,6 @@ Apart from what they are settings of, which go on with values that are known to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -53,7 +52,10 @@ def checked_steps(shifts: Any) -> tuple[int, ...]:
     """
     if whole(shifts):
         return tuple(range(1, int(shifts) + 1))
-    steps: list[Any] = list(shifts) if isinstance(shifts, Iterable) and not isinstance(shifts, (str, bytes)) else [None]
+    try:
+        steps: list[Any] = [None] if isinstance(shifts, (str, bytes)) else list(shifts)
+    except TypeError:
+        steps = [None]
     if not all(whole(step, 1) for step in steps) or len(set(steps)) < len(steps):
         raise AnalysisError(f"perceptual: shifts={shifts!r}: give whole pixels from 1 up, each once, or 0 for none")
     return tuple(int(step) for step in steps)

@@ -40,6 +40,15 @@ def test_a_name_is_one_image_whatever_the_seed() -> None:
     assert float(digits[0].image("digits 767")[0, 4, 4]) == load_digits().images[767, 4, 4] / 16
 
 
+@pytest.mark.slow
+def test_the_page_judges_digits_that_no_net_and_no_weight_saw() -> None:
+    from tests.benchmarks.write_perceptual import samples, unseen
+
+    parts = [set(samples("digits", part).references) for part in ("judged", "teach", "validate")]
+    assert [len(part) for part in parts] == [40, 40, 20] and len(set().union(*parts)) == 100
+    assert len(unseen()) == 450 and set().union(*parts) <= unseen()  # a quarter of 1,797 validates the nets
+
+
 def test_what_each_distortion_does() -> None:
     image = torch.rand(3, 50, 50)
     assert all(torch.allclose(distort(image, kind, 0.0), image, atol=1e-6) for kind in STRONGEST)

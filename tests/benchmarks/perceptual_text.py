@@ -106,8 +106,8 @@ these images: a "score" is the level of the distortion, and levels of different 
   trained net with its pools anti-aliased by `surgeon.apply(model, "blurpool")`, not trained again.
 - Weights: learned on {teaching} digits with noise, blur and contrast in five levels, {validating} more validate; 200
   epochs at most, Adam, {lr}. No shift and no rotation is among what they are taught.
-- Judged on {judged} other digits, and on {judged} squares of scikit-learn's two photographs in grey (some overlap each
-  other), both with all five distortions. "taught": pooled over noise, blur and contrast; "curves": Spearman within a
+- Judged on {judged} other digits, and on {judged} squares of scikit-learn's two photographs in grey (some overlap
+  others), both with all five distortions. "taught": pooled over noise, blur and contrast; "curves": Spearman within a
   reference and distortion, averaged, of shift and of rotation; mean ± standard deviation over seeds.
 - No digit that judges taught or validated weights, and none of the three was among those the nets were trained on: all
   are of the validation part of the recipe's split, drawn at once and parted by reference.
