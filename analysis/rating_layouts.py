@@ -64,7 +64,8 @@ def rating_data(name: str, folder: str | Path, *, split: str | Sequence[str] | N
             are published whole; part them by :meth:`Ratings.split`.
 
     Returns:
-        :class:`Ratings`; of BAPPS :class:`RatedChoices`. Images are read when asked for.
+        :class:`Ratings`; of BAPPS :class:`RatedChoices`. Images are read when asked for, but for second copies of
+        RAID's originals, which are compared with them at once.
 
     Raises:
         AnalysisError: For an unknown name or split, a missing file or image, or a bad line, with its number.
