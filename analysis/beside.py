@@ -1,34 +1,32 @@
-"""What two nets are compared by: a measure each, with the difference paired image by image.
+"""What two nets are compared by, classifiers and detectors alike: a measure each, with the difference of both.
 
-Apart from the comparison, which goes through them and reports.
+Apart from the comparison, which goes through them and reports, and from what only one kind of net has.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from analysis.agreeing import consistency
 from analysis.features_shifted import equivariance
-from analysis.intervals import difference_of_ratios, paired_bootstrap
+from analysis.intervals import paired_bootstrap
 from analysis.layerwise import robustness
 from analysis.opening import input_size_of
-from analysis.readings import FINAL, Readings
 from analysis.resolving import resolution
 from analysis.result import Result, Row
 from analysis.saliency_shifts import attribution_equivariance
 from analysis.scanning import Scan
 from analysis.study_settings import Settings
 from analysis.timing import milliseconds
-from analysis.translating import translation
-from surgeon.errors import AnalysisError
 from surgeon.host import input_sizes
 from surgeon.tracing import record_forward
 
@@ -43,6 +41,7 @@ class Pair:
         data: Batches that can be gone through again.
         common: Settings all measures take: ``seed``, ``limit``, ``amp``, ``memory``, ``progress``.
         input_size: As for ``surgeon.locate``.
+        detector: Settings of detectors; None of classifiers.
     """
 
     models: tuple[Any, Any]
@@ -50,6 +49,12 @@ class Pair:
     data: Any
     common: Mapping[str, Any]
     input_size: Any = None
+    detector: Mapping[str, Any] | None = None
+
+    @property
+    def opened(self) -> dict[str, Any]:
+        """What measures of classifiers and detectors alike take, ``detector=`` of detectors."""
+        return dict(self.common) if self.detector is None else {**self.common, "detector": self.detector}
 
     @property
     def seed(self) -> int:
@@ -85,87 +90,46 @@ class Part:
         rows: Of the comparison.
         results: Of each net, with their figures.
         own: Settings and figures worth keeping.
+        said: In words, for the summary.
     """
 
     rows: list[Row]
     results: list[Result] = field(default_factory=list)
     own: dict[str, Any] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
 
-def accuracies(pair: Pair, **_: Any) -> tuple[Part, list[Readings]]:
-    """Accuracy, loss, and how often the nets disagree."""
-    found = []
-    for model in pair.models:
-        scan = Scan(model, pair.data, Settings(**pair.common))
-        if scan.detector is not None:
-            raise AnalysisError("compare is of classifiers; of detectors call analysis.compare_detection")
-        scan.task.choices = True
-        found.append(scan.run("compare", []))
-        if not scan.complete:
-            raise KeyboardInterrupt
-    if found[0].marks != found[1].marks:
-        raise AnalysisError(
-            "the second net was given other images than the first, or in another order, so that nothing can be "
-            "compared image by image; give the same batches each time: shuffle=False, and no random transforms"
-        )
-    wrong, losses, chosen = ([r.values(FINAL, name) for r in found] for name in ("error", "loss", "class"))
-    images = min(map(len, chosen))
-    differ = chosen[0][:images] != chosen[1][:images]
-    only = [((1 - wrong[i][:images].astype(int)) * wrong[1 - i][:images]).sum() for i in (0, 1)]
-    rows = [pair.paired("accuracy", 1 - wrong[0], 1 - wrong[1])]
-    if all(np.isfinite(each).all() for each in losses):
-        rows.append(_unbounded(pair, "loss", *losses))
-    rows.append(pair.row("images only this net gets right", [int(each) for each in only], None, images))
-    return Part(rows, own={"disagree_share": float(differ.mean()), "disagree_images": int(differ.sum())}), found
+@dataclass(frozen=True)
+class Kit:
+    """What nets of a kind are compared by.
+
+    Attributes:
+        first: What is always measured, and what shows the images on which the nets disagree.
+        measures: What else, by name.
+        takes: Settings of each.
+    """
+
+    first: Callable[[Pair], tuple[Part, Callable[[int], list[Any]]]]
+    measures: Mapping[str, Callable[..., Part]]
+    takes: Mapping[str, Set[str]]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def takes_of(measured_by: Mapping[str, Callable[..., Any]]) -> dict[str, Set[str]]:
+    """What users may set of each measure: what its function takes beyond what the comparison gives it."""
+    return {name: inspect.signature(function).parameters.keys() - OURS for name, function in measured_by.items()}
+
+
+def mean(values: Iterable[float | None]) -> float | None:
     """Of those that are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _unbounded(pair: Pair, measure: str, one: NDArray[Any], other: NDArray[Any]) -> Row:
-    """A mean over images without bounds: Student's interval of the paired differences."""
-    from scipy.stats import ttest_1samp
-
-    images = min(len(one), len(other))
-    gaps = other[:images] - one[:images]
-    row = pair.row(measure, [float(one.mean()), float(other.mean())], None, images)
-    if images > 1:
-        flat = not np.ptp(gaps)
-        ends = (gaps[0], gaps[0]) if flat else ttest_1samp(gaps, 0.0).confidence_interval()
-        row |= {"difference_low_95": float(ends[0]), "difference_high_95": float(ends[1])}
-    return row
-
-
-def translations(pair: Pair, **own: Any) -> Part:
-    """Mean relative loss over a grid of shifts, and accuracy at the worst shift."""
-    few = {"reach": 6, "step": 3} if own.get("kind", "shift") == "shift" and "moves" not in own else {}
-    found = [translation(model, pair.data, **{**pair.common, **few, **own}) for model in pair.models]
-    lost, right = ([result.by_image[name] for result in found] for name in ("lost", "right"))
-    images = min(map(len, right))
-    known = all(values[:images].any() for values in right)
-    interval = difference_of_ratios(
-        (lost[0][:images], right[0][:images]), (lost[1][:images], right[1][:images]), pair.seed
-    ) if known else None  # fmt: skip
-    kind = found[0].settings["kind"]
-    lowest = [min(row["accuracy"] for row in result.rows) for result in found]
-    mean = pair.row(f"relative loss over {kind}s", [result.relative_loss[0] for result in found], interval, images)
-    worst = pair.row(f"accuracy at the worst {kind}", lowest, None, images)
-    return Part([mean, worst], list(found))
-
-
-def consistencies(pair: Pair, **own: Any) -> Part:
-    """Shift consistency."""
-    found = [consistency(model, pair.data, **{**pair.common, "protocol": "circular", **own}) for model in pair.models]
-    one, other = (result.by_image["consistency"] for result in found)
-    return Part([pair.paired(f"consistency ({found[0].settings['protocol']})", one, other)], list(found))
-
-
 def robustnesses(pair: Pair, **own: Any) -> Part:
     """Share of the parameters in units that are robust to being drawn anew, and what a unit costs in the mean."""
-    found = [robustness(model, pair.data, input_size=pair.input_size, **pair.common, **own) for model in pair.models]
+    found = [
+        robustness(model, pair.data, input_size=pair.input_size, **{**pair.opened, **own}) for model in pair.models
+    ]
     costs = []
     for result in found:
         mine = [
@@ -180,7 +144,7 @@ def robustnesses(pair: Pair, **own: Any) -> Part:
 
 def costs(pair: Pair, **own: Any) -> Part:
     """Parameters, multiply-adds of an image, and milliseconds of a forward pass at batch 1."""
-    scans = [Scan(model, pair.data, Settings(**pair.common)) for model in pair.models]
+    scans = [Scan(model, pair.data, Settings(**pair.opened)) for model in pair.models]
     modules = [scan.module for scan in scans]
     sizes = [_size(scan, pair) for scan in scans]
     traces = [record_forward(module, size) for module, size in zip(modules, sizes, strict=True)]
@@ -198,65 +162,75 @@ def costs(pair: Pair, **own: Any) -> Part:
 
 
 def _size(scan: Scan, pair: Pair) -> Any:
-    """The size asked for, else that of the images."""
+    """The size asked for, else that of the images, else (of a data yaml) the one detectors are measured at."""
+    if scan.detector is not None and isinstance(pair.data, (str, Path)):
+        return input_sizes(scan.module, pair.input_size or scan.detector.options.imgsz)
     first = next(iter(pair.data), None)
     given = pair.input_size if first is None or pair.input_size is not None else tuple(first[0].shape[1:])
+    if scan.detector is not None:
+        return input_sizes(scan.module, given)
     return input_sizes(scan.module, input_size_of(scan.module, scan.task, scan.data, given))
 
 
 def resolutions(pair: Pair, **own: Any) -> Part:
-    """Accuracy at lower resolutions."""
+    """Accuracy, or average precision, at lower resolutions."""
     one, other = pair.models
-    found = resolution(one, pair.data, other=other, labels=pair.labels, **{**pair.common, **own})
-    rows = []
+    found = resolution(one, pair.data, other=other, labels=pair.labels, **{**pair.opened, **own})
+    rows, metric = [], found.settings["primary"]
     for factor in dict.fromkeys(row["factor"] for row in found.rows if row["factor"] < 1):
         both = {row["model"]: row for row in found.rows if row["factor"] == factor}
         mine = both.get(pair.labels[1], {})
-        interval = (mine.get("accuracy_lead_low_95"), mine.get("accuracy_lead_high_95"))
-        values = [both.get(label, {}).get("accuracy") for label in pair.labels]
+        interval = (mine.get(f"{metric}_lead_low_95"), mine.get(f"{metric}_lead_high_95"))
+        values = [both.get(label, {}).get(metric) for label in pair.labels]
         images = int(found.settings["images"])
-        rows.append(pair.row(f"accuracy at {mine.get('resolution', factor)} resolution", values, interval, images))
+        what = {"ap": "average precision"}.get(metric, metric)
+        rows.append(pair.row(f"{what} at {mine.get('resolution', factor)} resolution", values, interval, images))
     return Part(rows, [found])
 
 
 def equivariances(pair: Pair, **own: Any) -> Part:
     """How far the last features of a shifted image are from those of the image, mean over shifts."""
     taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "command")}
-    found = [equivariance(model, pair.data, **{**taken, **own}) for model in pair.models]
+    found = [equivariance(model, shown_to(model, pair), **{**taken, **own}) for model in pair.models]
     means = []
     for result in found:
-        means.append(_mean(row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]))
-    return Part([pair.row("answer's change by a shift, in that by another image", means)], list(found))
+        means.append(mean(row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]))
+    what = "answer" if pair.detector is None else "last features"
+    return Part([pair.row(f"{what}'s change by a shift, in that by another image", means)], list(found))
+
+
+def shown_to(model: Any, pair: Pair) -> Any:
+    """The batches; of a detector the images it is shown, those of the size of the first."""
+    return pair.data if pair.detector is None else Shown(Scan(model, pair.data, Settings(**pair.opened)))
+
+
+class Shown:
+    """Images as a detector is shown them, batch after batch, without those of another size than the first.
+
+    Args:
+        scan: Of the detector.
+    """
+
+    def __init__(self, scan: Scan) -> None:
+        self.scan = scan
+
+    def __iter__(self) -> Iterator[Tensor]:
+        size, device = None, next(self.scan.module.parameters()).device
+        for batch in self.scan.data:
+            images = self.scan.task.prepare(batch, device)["img"]
+            size = size or images.shape[1:]
+            if images.shape[1:] == size:
+                yield images
 
 
 def attributions(pair: Pair, **own: Any) -> Part:
     """Whether saliency maps move with the image: their correlation, mean over shifts."""
-    taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "amp", "command")}
     found = [
-        attribution_equivariance(model, pair.data, **{**taken, "input_size": pair.input_size, **own})
+        attribution_equivariance(model, pair.data, **{**pair.opened, "input_size": pair.input_size, **own})
         for model in pair.models
     ]
-    means = [_mean(row["pearson"] for row in result.rows) for result in found]
+    means = [mean(row["pearson"] for row in result.rows) for result in found]
     return Part([pair.row("saliency map of a shifted image, correlation", means)], list(found))
 
 
-MEASURES = {
-    "translation": translations,
-    "consistency": consistencies,
-    "resolution": resolutions,
-    "equivariance": equivariances,
-    "robustness": robustnesses,
-    "attribution": attributions,
-    "cost": costs,
-}
-MEASURED_BY: dict[str, Callable[..., Any]] = {
-    "translation": translation,
-    "consistency": consistency,
-    "resolution": resolution,
-    "equivariance": equivariance,
-    "robustness": robustness,
-    "attribution": attribution_equivariance,
-    "cost": milliseconds,
-}
-OURS = {"model", "data", "other", "labels", "nets", "images", "ledger", "input_size", "limit"}
-TAKES = {name: inspect.signature(function).parameters.keys() - OURS for name, function in MEASURED_BY.items()}
+OURS = {"model", "data", "other", "labels", "nets", "images", "ledger", "input_size", "limit", "detector"}

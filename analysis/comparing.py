@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
-from analysis.beside import MEASURES, TAKES, Pair, Part, accuracies
-from analysis.disagreeing import Disagreement, disagreements
+from analysis.beside import Kit, Pair, Part
+from analysis.classifiers_beside import CLASSIFIERS
+from analysis.detectors_beside import DETECTORS
+from analysis.disagreeing import Disagreement, Disputed
 from analysis.model_names import model_name
-from analysis.opening import versions_of
+from analysis.opening import detects, versions_of
 from analysis.result import Result, Row, two_names
 from surgeon.errors import AnalysisError, SurgeonError
 from surgeon.host import InputSize, unwrap
@@ -23,7 +24,8 @@ class Comparison(Result):
 
     Attributes:
         results: Of the single measures, of each net, for a report of all.
-        disagreements: Images of which the nets choose different classes, the surest ones first.
+        disagreements: Images of which the nets choose different classes, the surest ones first; of detectors those with
+            most detections that only one of them makes.
         labels: Names of the nets.
     """
 
@@ -33,7 +35,7 @@ class Comparison(Result):
         self.labels = two_names(settings["labels"])
         super().__init__(f"{self.labels[0]} and {self.labels[1]}", rows, summary, settings)
         self.results: list[Result] = []
-        self.disagreements: list[Disagreement] = []
+        self.disagreements: list[Disagreement] | list[Disputed] = []
 
     def figure(self) -> Figure:
         """Draw both nets on every measure."""
@@ -61,7 +63,7 @@ class Comparison(Result):
 def compare(
     a: Any,
     b: Any,
-    data: Iterable[Any],
+    data: Any,
     *,
     labels: Sequence[str] = ("original", "operated"),
     measures: Sequence[str] | None = None,
@@ -73,21 +75,24 @@ def compare(
     memory: int | str = "1GiB",
     progress: bool = True,
     input_size: InputSize = None,
+    detector: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> Comparison:
-    """Compare two classifiers on the same images, measure by measure, with paired 95% intervals.
+    """Compare two classifiers, or two detectors, on the same images, measure by measure, with paired 95% intervals.
 
-    Accuracy, loss and the images on which the nets disagree are always compared. Differences of means over images
-    have intervals from drawing the images anew, the same for both nets (of the loss Student's). Both nets are put back
-    bit for bit.
+    Accuracy, loss and the images on which the nets disagree are always compared; of detectors average precision and the
+    detections (surer than 0.25, an overlap of 0.5 with none of the other's) that only one of them makes. Differences of
+    means over images have intervals from drawing the images anew, the same for both nets (of the loss Student's). Both
+    nets are put back bit for bit.
 
     Args:
-        a: A classifier.
+        a: A classifier, or an ultralytics detector.
         b: Another, for the same classes.
-        data: Batches of (images, class indices) that can be gone through again and again, in the same order.
+        data: Batches of (images, class indices) that can be gone through again and again, in the same order; of
+            detectors a data yaml, or batches of (images from 0 to 1, [{"boxes", "labels"}]).
         labels: Names of the nets.
         measures: What else, of "translation", "consistency", "resolution", "equivariance", "robustness", "attribution"
-            (needs captum) and "cost"; all by default.
+            (needs captum) and "cost"; of detectors "detection_shift" in place of the first two. All by default.
         settings: Of a measure, by its name: arguments of the function that measures it, such as
             ``{"translation": {"reach": 8}}``.
         shown: Images of the gallery, at most.
@@ -97,6 +102,7 @@ def compare(
         memory: Bytes that batches may keep.
         progress: Show it in a terminal.
         input_size: As for ``surgeon.locate``; by default the model's own, or that of the first images.
+        detector: Settings of detectors: imgsz, batch, split, conf, iou, max_det, resamples.
         command: What made the result, for its report.
 
     Returns:
@@ -118,16 +124,18 @@ def compare(
         The share of images only one net gets right, and the sign test on them: McNemar, Psychometrika 1947.
     """
     names = two_names(labels, ("measure", "difference", "difference_low_95", "difference_high_95", "images"))
-    asked = list(MEASURES) if measures is None else measures
-    _check(data, asked, settings or {}, shown)
+    kit = _kit(a, b)
+    asked = list(kit.measures) if measures is None else measures
+    _check(data, asked, settings or {}, shown, kit)
     common = {"seed": seed, "limit": limit, "amp": amp, "memory": memory, "progress": progress, "command": command}
-    pair = Pair((a, b), names, data, common, input_size)
-    first, readings = accuracies(pair)
+    options = dict(detector or {}) if kit is DETECTORS else None
+    pair = Pair((a, b), names, data, common, input_size, options)
+    first, disagreements = kit.first(pair)
     parts, notes = [first], list[str]()
     complete = True
     for name in asked:
         try:
-            parts.append(MEASURES[name](pair, **dict((settings or {}).get(name, {}))))
+            parts.append(kit.measures[name](pair, **dict((settings or {}).get(name, {}))))
         except SurgeonError as error:
             notes.append(f"{name} is left out: {error}")
         except KeyboardInterrupt:
@@ -137,26 +145,35 @@ def compare(
             notes.append(f"stopped during {name}; what follows was not measured")
             break
     rows = [row for part in parts for row in part.rows]
-    found = Comparison(
-        rows, _summary(names, rows, first, notes), _about(pair, parts, notes, asked) | {"complete": complete}
-    )
+    found = Comparison(rows, _summary(rows, first, notes), _about(pair, parts, notes, asked) | {"complete": complete})
     found.results = list(_labelled(names, parts))
-    found.disagreements = disagreements(data, readings, shown)
+    found.disagreements = disagreements(shown)
     return found
 
 
-def _check(data: Any, measures: Sequence[str], settings: Mapping[str, Any], shown: int) -> None:
+def _kit(a: Any, b: Any) -> Kit:
+    """What nets of this kind are compared by."""
+    kinds = [detects(model) for model in (a, b)]
+    if kinds[0] != kinds[1]:
+        names = " and ".join(model_name(unwrap(model)) for model in (a, b))
+        raise AnalysisError(f"{names} are a classifier and a detector, which have nothing in common to compare")
+    return DETECTORS if kinds[0] else CLASSIFIERS
+
+
+def _check(data: Any, measures: Sequence[str], settings: Mapping[str, Any], shown: int, kit: Kit) -> None:
     for name, own in settings.items():
-        if name in TAKES and (unknown := [key for key in own if key not in TAKES[name]]):
-            raise AnalysisError(f"settings: {name} takes no '{unknown[0]}'; it takes {', '.join(sorted(TAKES[name]))}")
+        takes = kit.takes.get(name)
+        if takes is not None and (unknown := [key for key in own if key not in takes]):
+            raise AnalysisError(f"settings: {name} takes no '{unknown[0]}'; it takes {', '.join(sorted(takes))}")
     if isinstance(data, Iterator) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise AnalysisError(
             f"data is a {type(data).__name__}, and is gone through for each net and measure; give a list or DataLoader"
         )
     asked = [measures] if isinstance(measures, str) else list(measures)
     for what, found in (("measures", asked), ("settings", list(settings))):
-        if unknown := [name for name in found if name not in MEASURES]:
-            raise AnalysisError(f"{what}: '{unknown[0]}' is none; there are {', '.join(MEASURES)}")
+        if unknown := [name for name in found if name not in kit.measures]:
+            of = " of detectors" if kit is DETECTORS else ""
+            raise AnalysisError(f"{what}: '{unknown[0]}' is none{of}; there are {', '.join(kit.measures)}")
     if isinstance(measures, str):
         raise AnalysisError(f"measures is the text {measures!r}; give a list, as [{measures!r}]")
     if isinstance(shown, bool) or not isinstance(shown, int) or shown < 0:
@@ -181,17 +198,8 @@ def _labelled(labels: Sequence[str], parts: Sequence[Part]) -> Iterator[Result]:
         yield from part.results
 
 
-def _summary(labels: tuple[str, str], rows: Sequence[Row], first: Part, notes: Sequence[str]) -> str:
-    accuracy, only = rows[0], next(row for row in rows if row["measure"].startswith("images only"))
-    gains = [int(only[label]) for label in labels]
-    sure = binomtest(gains[1], sum(gains)).pvalue if sum(gains) else 1.0
-    words = [
-        f"{accuracy['images']} images: accuracy {accuracy[labels[0]]:.2%} of {labels[0]}, {accuracy[labels[1]]:.2%} of "
-        f"{labels[1]} ({100 * accuracy['difference']:+.2f} points, "
-        f"{100 * accuracy['difference_low_95']:+.2f} to {100 * accuracy['difference_high_95']:+.2f})",
-        f"they disagree on {first.own['disagree_images']}; {gains[0]} only {labels[0]} gets right, {gains[1]} only "
-        f"{labels[1]} (sign test p = {sure:.2g})",
-    ]
+def _summary(rows: Sequence[Row], first: Part, notes: Sequence[str]) -> str:
+    words = list(first.said)
     told = [row for row in rows[1:] if row["difference_low_95"] is not None and row["measure"] != "loss"]
     clear = [row for row in told if row["difference_low_95"] > 0 or row["difference_high_95"] < 0]
     if clear:

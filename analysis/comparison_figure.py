@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
-from analysis.drawing import BLUE, GREY, canvas, tidy
+from analysis.disagreeing import Disagreement, Disputed
+from analysis.drawing import BLUE, GREY, HUES, canvas, tidy
 from analysis.grids import number
 from analysis.result import Result, Row, plain
 from surgeon.errors import AnalysisError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 COSTS = ("parameters", "multiply-adds", "milliseconds at batch 1")
 COUNTS = ("loss", "images only this net gets right")
 COLOURS = (GREY, BLUE)
+ALONE = (HUES[1], HUES[0])  # boxes of the first net and of the second
 
 
 def draw(result: Result) -> Figure:
@@ -81,31 +85,57 @@ def _costs(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
 
 
 def gallery(result: Comparison) -> Figure:
-    """Draw the images on which the nets disagree.
+    """Draw the images on which the nets disagree; of detectors with the boxes that one of them lacks.
 
     Raises:
         AnalysisError: When there is none.
     """
-    several = result.disagreements
+    several: Sequence[Disagreement | Disputed] = result.disagreements
     if not several:
         raise AnalysisError("there is no image on which the nets disagree, or the result was read from a file")
-    columns = min(6, len(several))
+    boxes = isinstance(several[0], Disputed)
+    columns, wide, high = (4, 2.9, 3.3) if boxes else (6, 1.75, 2.3)
+    columns = min(columns, len(several))
     lines = math.ceil(len(several) / columns)
-    figure = canvas("Images on which the nets disagree", max(4.5, 1.75 * columns), 0.6 + 2.3 * lines)
+    figure = canvas("Images on which the nets disagree", max(4.5, wide * columns), 0.8 + high * lines)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, each in zip(axes, several, strict=False):
-        picture = each.image.numpy()
-        picture = picture[:3] if len(picture) >= 3 else picture[:1]
-        low, high = float(np.nanmin(picture)), float(np.nanmax(picture))
-        scaled = np.clip((picture - low) / ((high - low) or 1.0), 0, 1).transpose(1, 2, 0)
-        axis.imshow(scaled.squeeze(), cmap="gray", interpolation="nearest")
-        lines_ = [f"image {each.index}, class {each.target}"]
-        lines_ += [f"{_short(label)}: {chosen} ({p:.0%})" for label, chosen, p in _each(result.labels, each)]
-        axis.set_title(plain("\n".join(lines_)), fontsize=8)
-    figure.supxlabel("in brackets the probability of the right class", fontsize=8)
+        axis.imshow(_picture(each.image), cmap="gray", interpolation="nearest")
+        words = _of_boxes(axis, result.labels, each) if isinstance(each, Disputed) else _of_choices(result.labels, each)
+        axis.set_title(plain("\n".join(words)), fontsize=8)
+    if boxes:
+        for label, colour in zip(result.labels, ALONE, strict=True):
+            axes[0].plot([], [], color=colour, label=plain(f"only {label}"))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    else:
+        figure.supxlabel("in brackets the probability of the right class", fontsize=8)
     return figure
+
+
+def _picture(image: Tensor) -> Any:
+    """An image as matplotlib shows it, from its lowest to its highest value."""
+    picture = image.numpy()
+    picture = picture[:3] if len(picture) >= 3 else picture[:1]
+    low, high = float(np.nanmin(picture)), float(np.nanmax(picture))
+    return np.clip((picture - low) / ((high - low) or 1.0), 0, 1).transpose(1, 2, 0).squeeze()
+
+
+def _of_boxes(axis: Any, labels: Sequence[str], each: Disputed) -> list[str]:
+    """Draw what both find thin and white, what one of them lacks in its colour; say how many there are."""
+    drawn = [(each.both, "white", 0.8), *((boxes, c, 1.8) for boxes, c in zip(each.alone, ALONE, strict=True))]
+    for boxes, colour, width in drawn:
+        for x1, y1, x2, y2 in boxes:
+            axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
+    counts = [f"{len(boxes)} only {_short(label)}" for label, boxes in zip(labels, each.alone, strict=True)]
+    flips = [f"{each.flips} of another class"] if each.flips else []
+    return [f"image {each.index}: {len(each.both)} both", ", ".join([*counts, *flips])]
+
+
+def _of_choices(labels: Sequence[str], each: Disagreement) -> list[str]:
+    words = [f"{_short(label)}: {chosen} ({p:.0%})" for label, chosen, p in _each(labels, each)]
+    return [f"image {each.index}, class {each.target}", *words]
 
 
 def _each(labels: Sequence[str], one: Any) -> Any:

@@ -44,7 +44,7 @@ def open_task(model: Any, data: Any, settings: Settings) -> tuple[Any, Any, Dete
     Raises:
         AnalysisError: When faster-coco-eval is missing, the model is neither, or data or settings do not fit.
     """
-    module, task = unwrap(model), _task_of(model)
+    module, task = unwrap(model), task_of(model)
     if task in ("", "classify"):
         if isinstance(data, (str, Path)):
             raise AnalysisError(
@@ -75,8 +75,13 @@ def open_task(model: Any, data: Any, settings: Settings) -> tuple[Any, Any, Dete
     return detector.task, detector.open(data), detector
 
 
-def _task_of(model: Any) -> str:
-    """As ultralytics calls it; "" of a module that is not ultralytics'."""
+def task_of(model: Any) -> str:
+    """What a model is for, as ultralytics calls it; "" of a module that is not ultralytics'.
+
+    Example:
+        >>> task_of(torch.nn.ReLU())
+        ''
+    """
     try:
         from ultralytics.nn.tasks import BaseModel, ClassificationModel, RTDETRDetectionModel, guess_model_task
     except ImportError:
@@ -221,4 +226,4 @@ def _validator(model: Any, module: Any, options: Options) -> Any:
     return validator
 
 
-__all__ = ["Detector", "open_task"]
+__all__ = ["Detector", "open_task", "task_of"]

@@ -1,4 +1,4 @@
-"""Images on which two nets choose different classes."""
+"""Images on which two nets disagree: classifiers choose different classes, detectors find different things."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.readings import FINAL, Readings
+
+Boxes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,72 @@ def disagreements(data: Iterable[Any], readings: Sequence[Readings], most: int) 
         if len(found) == len(wanted):
             break
     return [found[index] for index in wanted if index in found]
+
+
+@dataclass(frozen=True)
+class Contested:
+    """What two detectors find in one image.
+
+    Attributes:
+        found: By each: corners, score, class, (n, 6), in pixels of the image on disk.
+        alone: Which of them the other lacks.
+        flips: Of those both find, how many are of another class.
+        matched: How many both find.
+    """
+
+    found: tuple[Boxes, Boxes]
+    alone: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+    flips: int
+    matched: int
+
+    @property
+    def disputed(self) -> int:
+        """Detections that the nets do not agree on."""
+        return int(self.alone[0].sum() + self.alone[1].sum()) + self.flips
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """An image on which two detectors disagree.
+
+    Attributes:
+        index: Its place in the data.
+        image: As the nets see it, (C, H, W), 0 to 1.
+        alone: Corners in its pixels of what only the first finds, and only the second, (n, 4).
+        both: Corners of what both find.
+        flips: How many of those are of another class.
+    """
+
+    index: int
+    image: Tensor
+    alone: tuple[Boxes, Boxes]
+    both: Boxes
+    flips: int
+
+
+def contested(scan: Any, pairs: Sequence[Contested], most: int) -> list[Disputed]:
+    """The images on which two detectors disagree, those with most disputed detections first.
+
+    Args:
+        scan: Whose batches were measured.
+        pairs: What both found in each image.
+        most: Images.
+    """
+    order = sorted((i for i, one in enumerate(pairs) if one.disputed), key=lambda i: -pairs[i].disputed)[:most]
+    found, start = dict[int, Disputed](), 0
+    for batch in scan.data if order else ():
+        images = scan.task.count(batch)
+        inside = [index for index in order if start <= index < start + images]
+        if inside:
+            batch = scan.task.prepare(batch, torch.device("cpu"))
+        for index in inside:
+            gain, pad = batch["ratio_pad"][index - start]
+            scale, shift = np.array([gain[1], gain[0]] * 2), np.array([*pad, *pad])
+            one, two = (boxes[:, :4] * scale + shift for boxes in pairs[index].found)
+            alone = pairs[index].alone
+            image = batch["img"][index - start].detach().float().cpu().clone()
+            found[index] = Disputed(index, image, (one[alone[0]], two[alone[1]]), one[~alone[0]], pairs[index].flips)
+        start += images
+        if len(found) == len(order):
+            break
+    return [found[index] for index in order if index in found]

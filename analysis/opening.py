@@ -32,6 +32,20 @@ def open_data(model: Any, data: Any, s: Settings) -> tuple[Any, Any, Any]:
     return open_task(model, data, s)  # type: ignore[no-any-return]
 
 
+def detects(model: Any) -> bool:
+    """Whether a model is one of ultralytics' that finds boxes, or anything else but classes.
+
+    Example:
+        >>> detects(torch.nn.Linear(2, 2))
+        False
+    """
+    if host_of(model) is None and not isinstance(getattr(unwrap(model), "yaml", None), dict):
+        return False
+    from analysis.detection_task import task_of
+
+    return task_of(model) not in ("", "classify")
+
+
 def input_size_of(module: torch.nn.Module, task: Any, data: Any, given: InputSize) -> InputSize:
     """The image size to record a model with: the user's, None for the model's own, else that of the first image.
 

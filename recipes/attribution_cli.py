@@ -130,7 +130,7 @@ def _run(
     from recipes.analyze_cli import try_folder, write_result
     from recipes.jobs import command_line
     from recipes.processes import processes
-    from recipes.viewing import view_model
+    from recipes.viewing import view_data, view_model
     from surgeon.errors import RecipeError
 
     with processes(device) as who:
@@ -139,22 +139,10 @@ def _run(
         try_folder(out)
         viewed = view_model(model, **opened)
         viewed.model.to(who.device)
-        batches, detector = _batches(viewed, *images, settings["seed"])
+        data, root, batch_size = images
+        batches, detector = view_data(viewed, data, root=root, batch_size=batch_size, seed=settings["seed"])
         result = getattr(analysis, name)(viewed.model, batches, detector=detector, command=command_line(), **settings)
     write_result(result, out, name)
     typer.echo(f"written to {out}: {name} (.json .csv .png .html)")
     if not result.complete:
         raise KeyboardInterrupt
-
-
-def _batches(viewed: Any, data: str | None, root: str | None, batch_size: int, seed: int) -> tuple[Any, Any]:
-    """Images in random order, so that the first ones are of all classes; of a detector its data's name."""
-    from recipes.viewing import view_images
-    from surgeon.errors import RecipeError
-    from surgeon.yolo.joining import is_object
-
-    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
-        return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed), None
-    if data is None:
-        raise RecipeError("a detector needs its data: --data mine.yaml")
-    return data, {"batch": batch_size}

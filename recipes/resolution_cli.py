@@ -6,14 +6,11 @@ Apart from the other analyses, as it has settings of its own; free of slow impor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from recipes.jobs import command_line, prepare, run_jobs
-
-if TYPE_CHECKING:
-    from recipes.viewing import Viewed
 
 RESOLUTION = (
     "surgeon analyze resolution runs/digits_spd/original runs/digits_spd/spd | "
@@ -58,7 +55,7 @@ def resolution(
     import analysis
     from recipes.number_lists import numbers
     from recipes.processes import processes
-    from recipes.viewing import view_model
+    from recipes.viewing import view_data, view_model
 
     settings: dict[str, Any] = {
         **{"factors": numbers("--factors", factors), "back": not small, "down": down, "labels": _names(labels)},
@@ -75,7 +72,8 @@ def resolution(
         who.wait()
         viewed.model.to(who.device)
         seen = {"imgsz": imgsz, "split": split, "batch": batch_size or 16, "resamples": resamples}
-        batches = _batches(viewed, data, root, batch_size or 128, seed, settings, seen)
+        batches, detector = view_data(viewed, data, root=root, batch_size=batch_size or 128, seed=seed)
+        settings |= {} if detector is None else {"detector": seen}
 
         def job(**more: Any) -> Any:
             return analysis.resolution(viewed.model, batches, command=command_line(), **settings, **more)
@@ -90,20 +88,3 @@ def _names(labels: str) -> list[str]:
     if len(names) != 2 or not all(names) or names[0] == names[1]:
         raise RecipeError(f"--labels {labels}: give two different names, as original,operated")
     return names
-
-
-def _batches(
-    viewed: Viewed, data: str | None, root: str | None, batch_size: int, seed: int, settings: dict[str, Any],
-    seen: dict[str, Any],
-) -> Any:  # fmt: skip
-    """Images of a classifier, in random order, so that the first ones are of all classes; of a detector their name."""
-    from recipes.viewing import view_images
-    from surgeon.errors import RecipeError
-    from surgeon.yolo.joining import is_object
-
-    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
-        return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
-    if data is None:
-        raise RecipeError("a detector needs its data: --data mine.yaml")
-    settings["detector"] = seen
-    return data

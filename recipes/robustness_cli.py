@@ -71,7 +71,7 @@ def robustness(
     from analysis.grouping import groups_of
     from analysis.studying import units_of
     from recipes.processes import processes
-    from recipes.viewing import view_model
+    from recipes.viewing import view_data, view_model
 
     settings: dict[str, Any] = {
         **{"units": units, "draws": draws, "batchnorm": batchnorm, "seed": seed, "method": method},
@@ -84,7 +84,10 @@ def robustness(
         who.wait()
         viewed.model.to(who.device)
         settings |= _states(viewed, initial, checkpoints)
-        batches = _batches(viewed, data, root, batch_size, seed, settings, imgsz, split)
+        batches, detector = view_data(
+            viewed, data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz, split=split
+        )
+        settings |= {} if detector is None else {"detector": detector}
         if batchnorm == "recalibrate":
             settings["calibration"] = (
                 data if isinstance(batches, str) else _calibration(viewed, data, root, batch_size, seed, calibration)
@@ -115,23 +118,6 @@ def _states(viewed: Viewed, initial: str | None, checkpoints: list[str] | None) 
     elif initial is None and viewed.trajectory is not None:
         found["checkpoints"] = viewed.trajectory
     return found
-
-
-def _batches(
-    viewed: Viewed, data: str | None, root: str | None, batch_size: int, seed: int, settings: dict[str, Any],
-    imgsz: int, split: str,
-) -> Any:  # fmt: skip
-    """Images in random order, so that a test may stop early; of a detector the name of its data."""
-    from recipes.viewing import view_images
-    from surgeon.errors import RecipeError
-    from surgeon.yolo.joining import is_object
-
-    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
-        return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
-    if data is None:
-        raise RecipeError("a detector needs its data: --data mine.yaml")
-    settings["detector"] = {"imgsz": imgsz, "split": split, "batch": batch_size}
-    return data
 
 
 def _calibration(viewed: Viewed, data: str | None, root: str | None, batch_size: int, seed: int, images: int) -> Any:

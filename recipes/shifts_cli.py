@@ -22,7 +22,8 @@ CONSISTENCY = (
 )
 COMPARE = (
     "surgeon analyze compare runs/digits_spd/original runs/digits_spd/spd | "
-    "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet --limit 5000"
+    "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet --limit 5000 | "
+    "surgeon analyze compare best.pt operated.pt --data mine.yaml --measure detection_shift --measure cost"
 )
 Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
 Data = Annotated[str | None, typer.Option(help="A data set, or a recipe whose data counts. Default: the run's own.")]
@@ -128,6 +129,7 @@ def compare(
         list[str] | None, typer.Option(help="translation, consistency, robustness, cost …; may be repeated. All.")
     ] = None,
     shown: Annotated[int, typer.Option(min=0, help="Images on which they disagree, shown.")] = 12,
+    imgsz: Annotated[int | None, typer.Option(min=32, help="Of detectors, pixels of the longer side.")] = None,
     limit: Limit = None,
     batch_size: BatchSize = 128,
     amp: Amp = None,
@@ -137,14 +139,13 @@ def compare(
     checkpoint: Checkpoint = None,
     num_classes: Classes = None,
 ) -> None:
-    """Two nets on the same images, measure by measure, with paired intervals: one page for both.
+    """Two classifiers, or two detectors, on the same images, measure by measure, with paired intervals: one page.
 
     Weights options are those of models named as timm names them.
     """
     import analysis
-    from analysis.beside import MEASURES
     from recipes.processes import processes
-    from recipes.viewing import view_images, view_model
+    from recipes.viewing import view_data, view_model
     from surgeon.errors import RecipeError
 
     names = [name.strip() for name in labels.split(",")]
@@ -158,10 +159,10 @@ def compare(
         who.wait()
         for viewed in both:
             viewed.model.to(who.device)
-        batches = view_images(both[0], data, root=root, batch_size=batch_size, shuffle=seed)
+        batches, detector = view_data(both[0], data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz)
         found = analysis.compare(
-            both[0].model, both[1].model, batches, labels=names, measures=measure or list(MEASURES), shown=shown,
-            limit=limit, amp=amp, seed=seed, command=command_line(),
+            both[0].model, both[1].model, batches, detector=detector, labels=names, measures=measure or None,
+            shown=shown, limit=limit, amp=amp, seed=seed, command=command_line(),
         )  # fmt: skip
         if who.main:
             _write(found, out)

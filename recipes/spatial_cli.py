@@ -5,15 +5,12 @@ Apart from the other analyses, as each has settings of its own; free of slow imp
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from recipes.viewing import Viewed
+from recipes.jobs import command_line, prepare
 
 SPATIAL = (
     "surgeon analyze spatial runs/digits_spatial_vgg | "
@@ -65,20 +62,23 @@ def spatial(
     """
     import analysis
     from recipes.processes import processes
-    from recipes.viewing import view_model
+    from recipes.viewing import view_data, view_model
 
     settings: dict[str, Any] = {
         **{"units": units, "passes": passes, "skips": skips, "seed": seed, "method": method, "limit": limit},
-        **{"memory": memory, "amp": amp, "command": shlex.join(["surgeon", *sys.argv[1:]])},
+        **{"memory": memory, "amp": amp, "command": command_line()},
         **{key: value for key, value in (("shuffles", shuffle), ("patches", patch), ("which", which)) if value},
     }
     with processes(device) as who:
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
         if who.main:
-            _prepare(out, resume)
+            prepare(out, resume, ["spatial"])
         who.wait()
         viewed.model.to(who.device)
-        batches = _batches(viewed, data, root, batch_size, seed, settings, imgsz, split)
+        batches, detector = view_data(
+            viewed, data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz, split=split
+        )
+        settings |= {} if detector is None else {"detector": detector}
         result = analysis.spatial_dependence(viewed.model, batches, ledger=out / "spatial.ledger", **settings)
         if who.main:
             _write(result, out)
@@ -88,14 +88,6 @@ def spatial(
             raise KeyboardInterrupt
 
 
-def _prepare(out: Path, resume: bool) -> None:
-    from recipes.analyze_cli import try_folder
-
-    try_folder(out)
-    if not resume:
-        (out / "spatial.ledger").unlink(missing_ok=True)
-
-
 def _write(result: Any, out: Path) -> None:
     from recipes.analyze_cli import write_result
 
@@ -103,20 +95,3 @@ def _write(result: Any, out: Path) -> None:
     if result.complete:
         (out / "spatial.ledger").unlink(missing_ok=True)
         typer.echo(f"written to {out}: spatial (.json .csv .png .html)")
-
-
-def _batches(
-    viewed: Viewed, data: str | None, root: str | None, batch_size: int, seed: int, settings: dict[str, Any],
-    imgsz: int, split: str,
-) -> Any:  # fmt: skip
-    """Images in random order, so that batches, which share a draw, mix the classes; of a detector its data's name."""
-    from recipes.viewing import view_images
-    from surgeon.errors import RecipeError
-    from surgeon.yolo.joining import is_object
-
-    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
-        return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
-    if data is None:
-        raise RecipeError("a detector needs its data: --data mine.yaml")
-    settings["detector"] = {"imgsz": imgsz, "split": split, "batch": batch_size}
-    return data

@@ -20,6 +20,7 @@ from recipes.loading import load, shipped
 from recipes.opening import images_recipe, open_model
 from recipes.schema import DetectorRecipe, RecipeFile
 from surgeon.errors import RecipeError, SurgeonError
+from surgeon.yolo.joining import is_object
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,32 @@ def view_images(
     if shuffle is not None or training:
         order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(shuffle or 0))]
     return View(batches.dataset, order[: training or len(order)].tolist(), batch_size)
+
+
+def view_data(
+    viewed: Viewed, data: str | None, *, root: str | None, batch_size: int, seed: int, **seen: Any
+) -> tuple[Any, dict[str, Any] | None]:
+    """What analyses measure on: of a classifier images in random order, so that the first ones are of all classes.
+
+    Args:
+        viewed: Whose model counts.
+        data: As of :func:`view_images`; of a detector its data yaml.
+        root: As of :func:`view_images`.
+        batch_size: Images per batch.
+        seed: Of the order.
+        seen: Settings of detectors, such as ``imgsz``; None for what the detector has.
+
+    Returns:
+        The images and None; of a detector the name of its data, and its settings.
+
+    Raises:
+        RecipeError: When there is no such data set, or a detector has none.
+    """
+    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
+        return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed), None
+    if data is None:
+        raise RecipeError("a detector needs its data: --data mine.yaml")
+    return data, {"batch": batch_size, **{key: value for key, value in seen.items() if value is not None}}
 
 
 def _recipe(viewed: Viewed, data: str | None, root: str | None) -> RecipeFile:

@@ -161,7 +161,7 @@ def test_ctrl_c_ends_the_comparison_with_what_there_is(monkeypatch: pytest.Monke
     def stopped(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(analysis.comparing.MEASURES, "translation", stopped)
+    monkeypatch.setitem(analysis.comparing.CLASSIFIERS.measures, "translation", stopped)
     found = beside(Answers(0.5), Answers(0.8), images(), "translation", "consistency")
     assert found.settings["complete"] is False and len(found.rows) == 3
     assert "stopped during translation" in found.summary

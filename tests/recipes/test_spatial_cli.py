@@ -38,7 +38,7 @@ def test_any_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         f"spatial.{e}" for e in ("json", "csv", "png", "html")
     }
     page = (tmp_path / "out" / "spatial.html").read_text()
-    assert "surgeon " in page and "Spatial dependence of DigitsConvNet" in page
+    assert "surgeon " in page and "Spatial dependence of digits_convnet" in page
 
 
 def test_ctrl_c_keeps_what_there_is(
