@@ -48,8 +48,8 @@ Any other metric is measured alike: `perceptual` takes a function of two batches
 Every file is looked for when the list is read, whatever the case of its name; images are opened when asked for (but
 for second copies of RAID's originals, which are compared with them at once).
 
-Your own pairs: `Ratings("mine", [RatedPair(reference, distorted, score, distortion)], read, higher="worse")`, `read` from
-a name to a tensor. `higher` is asked for because names mislead. `data.split(0.2)` parts by reference, `data.only(...)`
+Your own pairs: `Ratings("mine", [RatedPair(reference, distorted, score, distortion)], read, higher="worse")`, `read`
+from a name to a tensor. `higher` is asked for because names mislead. `data.split(0.2)` parts by reference, `data.only`
 picks. `distorted_samples("digits")` and `("photos")` make images of known strength of what scikit-learn ships; two of
 its seeds may draw the same digit, so draw once and split.
 
