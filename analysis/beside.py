@@ -195,8 +195,8 @@ def equivariances(pair: Pair, **own: Any) -> Part:
     means = []
     for result in found:
         means.append(mean(row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]))
-    what = "answer" if pair.detector is None else "last features"
-    return Part([pair.row(f"{what}'s change by a shift, in that by another image", means)], list(found))
+    what = "answer's" if pair.detector is None else "last features'"
+    return Part([pair.row(f"{what} change by a shift, in that by another image", means)], list(found))
 
 
 def shown_to(model: Any, pair: Pair) -> Any:
