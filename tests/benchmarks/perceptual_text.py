@@ -24,7 +24,12 @@ print(found)                                                  # Spearman, Pearso
 found.report("runs/gap/kadid.html")
 
 distance = PerceptualDistance.load("runs/gap", model)
-value = distance(reference, distorted)                        # (N, 3, H, W) twice, values 0 to 1; differentiable
+value = distance(reference, distorted)  # (N, 3, H, W) twice, values 0 to 1; differentiable
+```
+
+```bash
+surgeon analyze perceptual vgg16.tv_in1k --pretrained --form gap --fit tid2008:data/TID2008 --data kadid10k:data/kadid10k
+surgeon analyze perceptual vgg16.tv_in1k --pretrained --weights runs/perceptual/weights --data raid:data/RAID
 ```
 
 The distance has a frozen copy of the network in evaluation mode; your model is never touched. Its one trainable
