@@ -13,14 +13,14 @@ agrees with people, with intervals, and how much it sees of small shifts. The la
 import timm
 from analysis import PerceptualDistance, fit_perceptual, perceptual, rating_data
 
-model = timm.create_model("vgg16.tv_in1k", pretrained=True)   # or operated: surgeon.apply(model, "blurpool")
-distance = PerceptualDistance(model, form="gap")              # or form="lpips"
+model = timm.create_model("vgg16.tv_in1k", pretrained=True)  # or operated: surgeon.apply(model, "blurpool")
+distance = PerceptualDistance(model, form="gap")  # or form="lpips"
 tid = rating_data("tid2008", "data/TID2008")
-print(fit_perceptual(distance, tid, validation=0.2))          # 20% of the references validate
-distance.save("runs/gap")                                     # weights as safetensors, the rest as JSON
+print(fit_perceptual(distance, tid, validation=0.2))  # 20% of the references validate
+distance.save("runs/gap")  # weights as safetensors, the rest as JSON
 
 found = perceptual(distance, rating_data("kadid10k", "data/kadid10k"))
-print(found)                                                  # Spearman, Pearson, Kendall; all, and per distortion
+print(found)  # Spearman, Pearson, Kendall; all, and per distortion
 found.report("runs/gap/kadid.html")
 
 distance = PerceptualDistance.load("runs/gap", model)
@@ -28,7 +28,7 @@ value = distance(reference, distorted)  # (N, 3, H, W) twice, values 0 to 1; dif
 ```
 
 ```bash
-surgeon analyze perceptual vgg16.tv_in1k --pretrained --form gap --fit tid2008:data/TID2008 --data kadid10k:data/kadid10k
+surgeon analyze perceptual vgg16.tv_in1k --pretrained --form gap --fit tid2008:data/TID2008 --data kadid10k:data/kadid
 surgeon analyze perceptual vgg16.tv_in1k --pretrained --weights runs/perceptual/weights --data raid:data/RAID
 ```
 
