@@ -37,9 +37,9 @@ page from the runs of the shipped recipes; its verdicts are computed from their 
 2020, arXiv:2002.01827) train a net anew for each shuffle of its features; `analysis.spatial_dependence` shuffles the
 features of one trained net at test time. Here are both, on two nets: `digits_vgg16` (VGG-16's thirteen convs, 8 to 32
 channels) and `resnet18_cifar` of width 8 (eight blocks), which learn scikit-learn's digits, 24 pixels wide at a random
-place of a 32-pixel canvas (1,347 to train, 450 to validate), for 20 epochs. Figures are accuracy in percent, mean ±
-standard deviation over {seeds} seeds; at test time each is the mean of {passes} draws too. Intervals are Student's t
-over the seeds. Digits are an easier question than CIFAR-100: compare directions, not sizes.
+place of a 32-pixel canvas (1,347 to train, 450 to validate), for 20 and for 12 epochs. Figures are accuracy in percent,
+mean ± standard deviation over {seeds} seeds; at test time each is the mean of {passes} draws too. Intervals are
+Student's t over the seeds. Digits are an easier question than CIFAR-100: compare directions, not sizes.
 
 ```python
 result = analysis.spatial_dependence(model, batches, shuffles=["spatial", "channel"], which=["alone", "last"], passes=5)
