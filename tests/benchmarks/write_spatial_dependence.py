@@ -138,7 +138,7 @@ def single(net: Net) -> str:
 
 def patches(net: Net) -> str:
     """The table of patches."""
-    rows, sides = [], [2, 4, 8, 16, None]
+    rows, sides = [], [2, 4, 8, None]
     for name, number in net.singles.items():
         unit = net.units[number]
         row = {"shuffled": name}
