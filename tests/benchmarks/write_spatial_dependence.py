@@ -153,7 +153,7 @@ def patches(net: Net) -> str:
 
 def picture(net: Net) -> Figure:
     """Last units together, and single ones by patch: trained so, and at test time."""
-    figure = Figure(figsize=(10.8, 4.6), layout="constrained")
+    figure = Figure(figsize=(10.8, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{TITLES[net.key]} on digits: features shuffled", fontsize=11)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -184,7 +184,7 @@ def picture(net: Net) -> Figure:
     tidy(right, "one place shuffled alone, within patches", "")
     right.set_xticks(range(len(net.singles)), list(net.singles))
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
