@@ -19,6 +19,7 @@ from analysis.detection_shift_result import summary_of
 from analysis.judging import Judged, Measures
 from analysis.moves import Axis
 from analysis.moving import Padding
+from analysis.opening import detects
 from analysis.readings import FINAL, Readings
 from analysis.result import Row
 from analysis.scanning import Scan
@@ -103,12 +104,12 @@ def detection_shift(
         seed=seed, limit=limit, amp=amp, memory=memory, ledger=ledger, progress=progress, command=command,
         detector=detector,
     )  # fmt: skip
-    scan = Scan(model, data, settings)
-    if scan.detector is None:
+    if not detects(model):
         raise AnalysisError(
-            f"detection_shift is of ultralytics' detectors, found {type(scan.module).__name__}; of a classifier call "
+            f"detection_shift is of ultralytics' detectors, found {type(unwrap(model)).__name__}; of a classifier call "
             "analysis.translation"
         )
+    scan = Scan(model, data, settings)
     scan.task = Framed(scan.module, scan.detector.validator)
     scan.notes = [note for note in scan.notes if not note.startswith("there is no loss")]
     strides = strides_of(model)

@@ -328,6 +328,8 @@ def test_what_is_none_is_refused_in_words(tmp_path: Path) -> None:
             shifted(model, data, **settings)
     with pytest.raises(AnalysisError, match=r"found Flatten; of a classifier call analysis\.translation"):
         shifted(nn.Flatten(), [])
+    with pytest.raises(AnalysisError, match=r"found Flatten; of a classifier call"):
+        analysis.detection_shift(torch.nn.Flatten(), "digits")
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
