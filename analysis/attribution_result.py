@@ -114,11 +114,12 @@ def strangers(result: Result, about: Mapping[str, Any]) -> list[str]:
     Example:
         >>> from analysis.stored import StoredResult
         >>> strangers(StoredResult("robustness", "one", [], settings={"model": "a", "images": 5}), {"model": "b"})
-        ["the robustness given is of model 'a', not 'b'"]
+        ["the robustness given is of the model 'a', not 'b'"]
     """
-    named = [(key, result.settings.get(key), about.get(key)) for key in ("model", "images")]
+    words = {"model": "is of the model {!r}, not {!r}", "images": "was measured on {} images, not {}"}
+    named = [(key, result.settings.get(key), about.get(key)) for key in words]
     return [
-        f"the robustness given is of {key} {theirs!r}, not {ours!r}"
+        f"the robustness given {words[key].format(theirs, ours)}"
         for key, theirs, ours in named
         if None not in (theirs, ours) and theirs != ours
     ]

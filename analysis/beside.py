@@ -91,12 +91,14 @@ class Part:
         results: Of each net, with their figures.
         own: Settings and figures worth keeping.
         said: In words, for the summary.
+        notes: What is worth knowing.
     """
 
     rows: list[Row]
     results: list[Result] = field(default_factory=list)
     own: dict[str, Any] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,19 @@ def resolutions(pair: Pair, **own: Any) -> Part:
 def equivariances(pair: Pair, **own: Any) -> Part:
     """How far the last features of a shifted image are from those of the image, mean over shifts."""
     taken = {key: pair.common[key] for key in ("seed", "limit", "memory", "progress", "command")}
-    found = [equivariance(model, shown_to(model, pair), **{**taken, **own}) for model in pair.models]
+    shown = [shown_to(model, pair) for model in pair.models]
+    found = [
+        equivariance(model, batches, **{**taken, **own}) for model, batches in zip(pair.models, shown, strict=True)
+    ]
     means = []
     for result in found:
         means.append(mean(row["relative_error"] for row in result.rows if row["unit"] == result.rows[-1]["unit"]))
     what = "answer's" if pair.detector is None else "last features'"
-    return Part([pair.row(f"{what} change by a shift, in that by another image", means)], list(found))
+    images = min(int(result.settings["images"]) for result in found)
+    row = pair.row(f"{what} change by a shift, in that by another image", means, None, images)
+    dropped = shown[0].dropped if isinstance(shown[0], Shown) else 0
+    notes = [f"equivariance is of images of one size: {dropped} of another size were left out"] if dropped else []
+    return Part([row], list(found), notes=notes)
 
 
 def shown_to(model: Any, pair: Pair) -> Any:
@@ -209,18 +218,24 @@ class Shown:
 
     Args:
         scan: Of the detector.
+
+    Attributes:
+        dropped: Images left out when they were last gone through.
     """
 
     def __init__(self, scan: Scan) -> None:
-        self.scan = scan
+        self.scan, self.dropped = scan, 0
 
     def __iter__(self) -> Iterator[Tensor]:
         size, device = None, next(self.scan.module.parameters()).device
+        self.dropped = 0
         for batch in self.scan.data:
             images = self.scan.task.prepare(batch, device)["img"]
             size = size or images.shape[1:]
             if images.shape[1:] == size:
                 yield images
+            else:
+                self.dropped += len(images)
 
 
 def attributions(pair: Pair, **own: Any) -> Part:

@@ -32,9 +32,8 @@ from analysis.translating import translation
 
 def accuracies(pair: Pair) -> tuple[Part, Callable[[int], list[Disagreement]]]:
     """Accuracy, loss, and how often the nets disagree."""
-    found = []
-    for model in pair.models:
-        scan = Scan(model, pair.data, Settings(**pair.common))
+    scans, found = [Scan(model, pair.data, Settings(**pair.common)) for model in pair.models], []
+    for scan in scans:
         scan.task.choices = True
         found.append(scan.run("compare", []))
         if not scan.complete:

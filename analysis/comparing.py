@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.beside import Kit, Pair, Part
 from analysis.classifiers_beside import CLASSIFIERS
-from analysis.detectors_beside import DETECTORS
+from analysis.detectors_beside import DETECTORS, detector_options
 from analysis.disagreeing import Disagreement, Disputed
 from analysis.model_names import model_name
 from analysis.opening import detects, versions_of
@@ -81,7 +81,7 @@ def compare(
     """Compare two classifiers, or two detectors, on the same images, measure by measure, with paired 95% intervals.
 
     Accuracy, loss and the images on which the nets disagree are always compared; of detectors average precision and the
-    detections (surer than 0.25, an overlap of 0.5 with none of the other's) that only one of them makes. Differences of
+    detections (surer than 0.25) that only one of them makes: paired one to one, by an overlap of 0.5. Differences of
     means over images have intervals from drawing the images anew, the same for both nets (of the loss Student's). Both
     nets are put back bit for bit.
 
@@ -102,7 +102,8 @@ def compare(
         memory: Bytes that batches may keep.
         progress: Show it in a terminal.
         input_size: As for ``surgeon.locate``; by default the model's own, or that of the first images.
-        detector: Settings of detectors: imgsz, batch, split, conf, iou, max_det, resamples.
+        detector: Settings of detectors: imgsz (both see that size; by default the first one's), batch, split, conf,
+            iou, max_det, resamples.
         command: What made the result, for its report.
 
     Returns:
@@ -124,20 +125,24 @@ def compare(
         The share of images only one net gets right, and the sign test on them: McNemar, Psychometrika 1947.
     """
     names = two_names(labels, ("measure", "difference", "difference_low_95", "difference_high_95", "images"))
-    kit = _kit(a, b)
+    kit = kit_of(a, b)
     asked = list(kit.measures) if measures is None else measures
     _check(data, asked, settings or {}, shown, kit)
     common = {"seed": seed, "limit": limit, "amp": amp, "memory": memory, "progress": progress, "command": command}
-    options = dict(detector or {}) if kit is DETECTORS else None
+    options = detector_options((a, b), detector) if kit is DETECTORS else None
     pair = Pair((a, b), names, data, common, input_size, options)
     first, disagreements = kit.first(pair)
-    parts, notes = [first], list[str]()
+    parts, notes = [first], list(first.notes)
     complete = True
     for name in asked:
         try:
             parts.append(kit.measures[name](pair, **dict((settings or {}).get(name, {}))))
+            notes += parts[-1].notes
         except SurgeonError as error:
             notes.append(f"{name} is left out: {error}")
+        except (RuntimeError, TypeError, ValueError) as error:  # of the model's own code; the other measures stay
+            words = " ".join(str(error).split())[:200]
+            notes.append(f"{name} is left out: it failed by {type(error).__name__}: {words}")
         except KeyboardInterrupt:
             complete = False
         if not complete or not all(result.settings.get("complete", True) for result in parts[-1].results):
@@ -151,8 +156,17 @@ def compare(
     return found
 
 
-def _kit(a: Any, b: Any) -> Kit:
-    """What nets of this kind are compared by."""
+def kit_of(a: Any, b: Any) -> Kit:
+    """What nets of this kind are compared by.
+
+    Raises:
+        AnalysisError: When they are of two kinds.
+
+    Example:
+        >>> from torch import nn
+        >>> kit_of(nn.Linear(2, 2), nn.Linear(2, 2)) is CLASSIFIERS
+        True
+    """
     kinds = [detects(model) for model in (a, b)]
     if kinds[0] != kinds[1]:
         names = " and ".join(model_name(unwrap(model)) for model in (a, b))
@@ -165,7 +179,8 @@ def _check(data: Any, measures: Sequence[str], settings: Mapping[str, Any], show
         takes = kit.takes.get(name)
         if takes is not None and (unknown := [key for key in own if key not in takes]):
             raise AnalysisError(f"settings: {name} takes no '{unknown[0]}'; it takes {', '.join(sorted(takes))}")
-    if isinstance(data, Iterator) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+    again = isinstance(data, (str, Path, Iterable)) or hasattr(data, "__getitem__")
+    if isinstance(data, Iterator) or not again:
         raise AnalysisError(
             f"data is a {type(data).__name__}, and is gone through for each net and measure; give a list or DataLoader"
         )
@@ -186,6 +201,7 @@ def _about(pair: Pair, parts: Sequence[Part], notes: Sequence[str], measures: Se
         **{"model": " and ".join(model_name(unwrap(model)) for model in pair.models), "labels": list(pair.labels)},
         **{"images": parts[0].rows[0]["images"], "measures": list(measures), **own},
         **{key: pair.common[key] for key in ("seed", "limit", "amp")},
+        **({} if pair.detector is None else {"detector": dict(pair.detector)}),
         **{"notes": list(notes), "command": pair.common["command"], "versions": versions_of()},
     }
 

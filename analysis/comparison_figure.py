@@ -108,7 +108,8 @@ def gallery(result: Comparison) -> Figure:
     if boxes:
         for label, colour in zip(result.labels, ALONE, strict=True):
             axes[0].plot([], [], color=colour, label=plain(f"only {label}"))
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        axes[0].plot([], [], color=GREY, linewidth=0.8, label="both (white)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     else:
         figure.supxlabel("in brackets the probability of the right class", fontsize=8)
     return figure
@@ -129,8 +130,8 @@ def _of_boxes(axis: Any, labels: Sequence[str], each: Disputed) -> list[str]:
         for x1, y1, x2, y2 in boxes:
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
     counts = [f"{len(boxes)} only {_short(label)}" for label, boxes in zip(labels, each.alone, strict=True)]
-    flips = [f"{each.flips} of another class"] if each.flips else []
-    return [f"image {each.index}: {len(each.both)} both", ", ".join([*counts, *flips])]
+    flips = f", {each.flips} of another class" if each.flips else ""
+    return [f"image {each.index}: {len(each.both)} both{flips}", ", ".join(counts)]
 
 
 def _of_choices(labels: Sequence[str], each: Disagreement) -> list[str]:

@@ -41,7 +41,7 @@ from analysis.scanning import Scan
 from analysis.study_settings import Settings
 from analysis.timing import milliseconds
 from surgeon.errors import AnalysisError
-from surgeon.host import unwrap
+from surgeon.host import input_sizes, unwrap
 
 CONF, MATCH_IOU = 0.25, 0.5  # lowest score of a detection that counts, smallest overlap of two on one thing
 NAMES = {"ap": "average precision", "ap_small": "average precision, small objects"}
@@ -64,25 +64,45 @@ def precisions(pair: Pair) -> tuple[Part, Callable[[int], list[Disputed]]]:
             interval = scores.signed(metric, {cells[1]: 1, cells[0]: -1})[1:]
             rows.append(pair.row(name, values, interval, scores.images))
     seen = [seen_by(each, FINAL, scores.images) for each in readings]
-    pairs = [_contested(one, other, options.iou) for one, other in zip(*seen, strict=True)]
+    conf = max(CONF, options.conf)
+    pairs = [_contested(one, other, conf, options.iou) for one, other in zip(*seen, strict=True)]
     row, own = _only_one(pair, pairs)
     rows.append(row)
-    return Part(rows, own=own, said=_said(pair.labels, rows, own)), partial(contested, scans[0], pairs)
+    notes = list(dict.fromkeys(note for scan in scans for note in scan.notes))
+    if len({tuple(unwrap(model).names.values()) for model in pair.models}) > 1:  # type: ignore[operator,union-attr]
+        notes.append("the nets name their classes differently")
+    part = Part(rows, own={**own, "conf": conf}, said=_said(pair.labels, rows, own), notes=notes)
+    return part, partial(contested, scans[0], pairs)
+
+
+def detector_options(models: Sequence[Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings of two detectors: both see images of one size, by default the first one's, rounded up to whole strides.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Conv2d(3, 4, 1)
+        >>> net.stride, net.img_size = torch.tensor([8.0, 16.0]), 100
+        >>> detector_options([net, net], {"conf": 0.1})
+        {'conf': 0.1, 'imgsz': 128}
+    """
+    modules, options = [unwrap(model) for model in models], dict(given or {})
+    asked = options.get("imgsz") or max(input_sizes(modules[0])[0][1:])
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked > 0:
+        grid = max(32, *(int(module.stride.max()) for module in modules))  # type: ignore[operator,union-attr]
+        asked = -(-asked // grid) * grid
+    return {**options, "imgsz": asked}
 
 
 def _scans(pair: Pair) -> tuple[list[Scan], list[Readings]]:
-    """Both nets on the same images; the second sees them as large as the first."""
+    """Both nets on the same images."""
     classes = [len(unwrap(model).names) for model in pair.models]  # type: ignore[arg-type]
     if classes[0] != classes[1]:
         raise AnalysisError(f"the nets know {classes[0]} and {classes[1]} classes; compare detectors of the same ones")
-    scans, readings, detector = list[Scan](), list[Readings](), dict(pair.detector or {})
-    for model in pair.models:
-        scan = Scan(model, pair.data, Settings(**{**pair.common, "detector": detector}))
-        if scan.detector is None:
-            raise AnalysisError(f"{type(scan.module).__name__} is no detector; compare nets of one kind")
-        scan.task = Framed(scan.module, scan.detector.validator)
-        detector = {"imgsz": scan.detector.options.imgsz, **detector}
-        scans.append(scan)
+    scans, readings = [Scan(model, pair.data, Settings(**pair.opened)) for model in pair.models], list[Readings]()
+    _same_shapes(scans)
+    for scan in scans:
+        scan.task = Framed(scan.module, scan.detector.validator)  # type: ignore[union-attr]
+        scan.notes = [note for note in scan.notes if not note.startswith("there is no loss")]
         readings.append(scan.run("compare", []))
         if not scan.complete:
             raise KeyboardInterrupt
@@ -90,9 +110,24 @@ def _scans(pair: Pair) -> tuple[list[Scan], list[Readings]]:
     return scans, readings
 
 
-def _contested(one: Seen, other: Seen, overlap: float) -> Contested:
+def _same_shapes(scans: Sequence[Scan]) -> None:
+    """Refuse nets that are shown the first images in different shapes, before anything is measured."""
+    firsts = [next(iter(scan.data), None) for scan in scans]
+    shapes = [None if first is None else tuple(first["img"].shape[1:]) for first in firsts]
+    if shapes[0] != shapes[1]:
+        kinds = " and ".join(
+            f"{type(scan.module).__name__} of stride {int(scan.module.stride.max())}"  # type: ignore[operator,union-attr]
+            for scan in scans
+        )
+        raise AnalysisError(
+            f"{kinds} are shown the first images as {shapes[0]} and {shapes[1]}, since ultralytics prepares images for "
+            "each in its own way, so that nothing can be compared image by image; give batches of (images, targets)"
+        )
+
+
+def _contested(one: Seen, other: Seen, conf: float, overlap: float) -> Contested:
     """What both nets find in an image, and which of it the other lacks or calls otherwise."""
-    found = [things(view.found, CONF, overlap) for view in (one, other)]
+    found = [things(view.found, conf, overlap) for view in (one, other)]
     pairs = match(found[0], found[1], MATCH_IOU)
     alone = [np.ones(len(boxes), bool) for boxes in found]
     alone[0][pairs.first], alone[1][pairs.second] = False, False
@@ -115,7 +150,7 @@ def _only_one(pair: Pair, pairs: Sequence[Contested]) -> tuple[Row, dict[str, An
         "disagree_images": sum(each.disputed > 0 for each in pairs),
         "matched_detections": matched,
         "another_class_share": sum(each.flips for each in pairs) / matched if matched else None,
-        **{"conf": CONF, "match_iou": MATCH_IOU},
+        "match_iou": MATCH_IOU,
     }
     return pair.row("detections the other net lacks", shares, interval, len(pairs)), own
 
@@ -145,7 +180,9 @@ def _said(labels: tuple[str, str], rows: Sequence[Row], own: Mapping[str, Any]) 
 
 def shifts(pair: Pair, **own: Any) -> Part:
     """What shifts do to each: average precision at the worst one; of the detections jitter, flips, what is lost."""
-    found = [detection_shift(model, pair.data, **{**pair.opened, "shifts": SHIFTS, **own}) for model in pair.models]
+    conf = max(CONF, float((pair.detector or {}).get("conf", 0.0)))
+    taken = {**pair.opened, "shifts": SHIFTS, "conf": conf, **own}
+    found = [detection_shift(model, pair.data, **taken) for model in pair.models]
     lowest = [min((row["ap"] for row in result.rows if row["ap"] is not None), default=None) for result in found]
     rows = [pair.row("average precision at the worst shift", lowest)]
     for column, name in (

@@ -136,6 +136,7 @@ def _evenly(kind: Kind, axis: Axis, reach: float, step: float) -> list[Move]:
     for name, value in (("reach", reach), ("step", step)):
         if isinstance(value, bool) or not isinstance(value, Real) or not (0 < value < math.inf):
             raise AnalysisError(f"{name} is {value!r}; give a positive number of pixels, degrees or share")
+    reach, step = float(reach), float(step)
     if kind == "scale" and reach >= 1:
         raise AnalysisError(f"reach is {reach:g}; scales go from 1 - reach to 1 + reach, so give less than 1")
     count = math.floor(reach / step + 1e-9)

@@ -71,28 +71,30 @@ class Compared:
     def __init__(self, methods: Sequence[str], shifts: Sequence[Pair], wrapped: bool) -> None:
         self.methods, self.shifts, self.wrapped, self.images = tuple(methods), tuple(shifts), wrapped, 0
         self.values: dict[tuple[str, Pair, str], list[Values]] = {}
-        self._ends: dict[tuple[str, Pair], tuple[Tensor, Tensor]] = {}  # the first map moved, the last map shifted
+        # by size of the images: the first map moved, the last map shifted, and how many there were
+        self._ends: dict[tuple[str, Pair, tuple[int, ...]], tuple[Tensor, Tensor, int]] = {}
 
     def add(self, found: Mapping[tuple[str, Pair], tuple[Tensor, Tensor]]) -> None:
         """Compare a batch: of each method and shift the maps as they were, and those of the shifted images, (N, H, W).
 
-        Images are compared with the one before; the first of all with the last, once all are there.
+        Images are compared with the one of their size before; the first with the last, once all are there.
         """
         for (method, shift), (still, moved) in found.items():
             shifted = shift_images(still[:, None], *shift, "circular")[:, 0]
-            first, last = self._ends.get((method, shift), (moved[:1], shifted[:0]))
+            size = tuple(still.shape[1:])
+            first, last, images = self._ends.get((method, shift, size), (moved[:1], shifted[:0], 0))
             others = torch.cat([last, shifted[:-1]])
             for key, one in (("", shifted), ("chance_", others), ("stayed_", still)):
                 against = moved[-len(one) :] if len(one) else moved[:0]
                 parts = self.values.setdefault((method, shift, key), [])
                 parts.append(agreement(self._seen(one, shift), self._seen(against, shift)))
-            self._ends[method, shift] = (first, shifted[-1:])
+            self._ends[method, shift, size] = (first, shifted[-1:], images + len(still))
         self.images += len(next(iter(found.values()))[0])
 
     def finish(self) -> None:
-        """Compare the first image with the last."""
-        if self.images > 1:
-            for (method, shift), (first, last) in self._ends.items():
+        """Compare the first image of each size with the last."""
+        for (method, shift, _), (first, last, images) in self._ends.items():
+            if images > 1:
                 pair = agreement(self._seen(last, shift), self._seen(first, shift))
                 self.values[method, shift, "chance_"].append(pair)
         self._ends = {}

@@ -30,6 +30,8 @@ ALIASING = (
     "surgeon analyze aliasing runs/digits_spd/original | "
     "surgeon analyze aliasing resnet50 --pretrained --data folder:imagenet --limit 1000 --reach 64"
 )
+AXES, COLUMNS = ("diagonal", "horizontal", "vertical"), ("loss", "accuracy", "relative_loss")
+LEVELS = ("layer", "block", "stage")
 Of = Annotated[str, typer.Option(help="Whose spectrum: loss, accuracy or relative_loss.")]
 
 
@@ -40,7 +42,7 @@ def aliasing(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/aliasing"),
     column: Of = "loss",
     axis: Annotated[str, typer.Option(help="Of the shifts: diagonal, horizontal, vertical.")] = "diagonal",
-    reach: Annotated[int | None, typer.Option(min=4, help="Furthest shift, pixels. Default: half the image.")] = None,
+    reach: Annotated[int | None, typer.Option(min=5, help="Furthest shift, pixels. Default: half the image.")] = None,
     padding: Annotated[str, typer.Option(help="What comes in: circular, mirror.")] = "circular",
     units: Annotated[str, typer.Option(help="Of the equivariance error: layer, block or stage.")] = "block",
     limit: Limit = None,
@@ -63,8 +65,9 @@ def aliasing(
     from recipes.viewing import view_images, view_model
     from surgeon.errors import RecipeError
 
-    if axis == "grid":
-        raise RecipeError("--axis grid: a spectrum is of one line here; give diagonal, horizontal or vertical")
+    for option, value, known in (("axis", axis, AXES), ("column", column, COLUMNS), ("units", units, LEVELS)):
+        if value not in known:
+            raise RecipeError(f"--{option} {value}: it is one of {', '.join(known)}")
     with processes(device) as who:
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
         if who.main:
@@ -73,9 +76,24 @@ def aliasing(
         viewed.model.to(who.device)
         batches = view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
         size = size_of(batches)
+        _long_enough(viewed.model, size, reach or min(size[1:]) // 2)
         scan = {"axis": axis, "reach": reach or min(size[1:]) // 2, "step": 1, "padding": padding, "amp": amp}
         more = {"limit": limit, "seed": seed, "command": command_line()}
         run_jobs(_jobs(viewed.model, batches, size, column, units, scan, more), out, who.main)
+
+
+def _long_enough(model: Any, size: tuple[int, int, int], reach: int) -> None:
+    """Refuse a line of shifts into which no stride fits often enough, before anything is measured."""
+    from analysis.spectra import CYCLES
+    from analysis.stride_periods import stride_periods
+    from surgeon.errors import RecipeError
+
+    periods = stride_periods(model, size)
+    if periods and min(periods) * CYCLES > 2 * reach + 1:
+        raise RecipeError(
+            f"--reach {reach} makes {2 * reach + 1} shifts, and the smallest stride, of {min(periods)} pixels, needs "
+            f"{min(periods) * CYCLES:.0f}; give --reach {min(periods) * CYCLES / 2:.0f}, and images larger than that"
+        )
 
 
 def _jobs(
@@ -102,4 +120,4 @@ def _jobs(
     def sampling_map(**_: Any) -> Any:
         return analysis.sampling_map(model, size, command=command)
 
-    return {job.__name__: job for job in (translation, aliasing, equivariance, sampling_map)}
+    return {job.__name__: job for job in (sampling_map, equivariance, translation, aliasing)}

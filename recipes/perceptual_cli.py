@@ -25,7 +25,9 @@ def perceptual(
     out: Annotated[Path, typer.Option(help="Folder of the results and of the learned weights.")] = Path(
         "runs/perceptual"
     ),
-    form: Annotated[str, typer.Option(help="lpips, or gap: features averaged over positions first.")] = "lpips",
+    form: Annotated[
+        str | None, typer.Option(help="lpips (the default), or gap: features averaged over positions first.")
+    ] = None,
     fit: Annotated[
         str | None,
         typer.Option(
@@ -63,32 +65,57 @@ def perceptual(
 
     if fit is not None and weights is not None:
         raise RecipeError("--fit learns weights and --weights brings them; give one of the two")
+    own = [name for name, value in (("form", form), ("tap", tap), ("side", side)) if value]
+    if weights is not None and own:
+        raise RecipeError(f"--weights {weights} says what the distance is; leave out --{own[0]}")
     with processes(device) as who:
         if who.world > 1:
             raise RecipeError(f"perceptual is computed by one process, and {who.world} were started; drop torchrun")
         try_folder(out)
         viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
-        judged, taught = _rated(data, viewed.model, seed), None if fit is None else _rated(fit, viewed.model, seed)
-        if fit == data:
-            taught, judged = judged.split(0.5, seed)
-        network = viewed.model.to(who.device)
-        size = tuple(judged.image(judged.items[0].reference).shape) if side is None else side
-        distance = (
-            analysis.PerceptualDistance(network, tap, form=form, size=side, input_size=size)  # type: ignore[arg-type]
-            if weights is None
-            else analysis.PerceptualDistance.load(weights, network, input_size=size)  # type: ignore[arg-type]
-        )
-        more = {"limit": limit, "seed": seed, "command": command_line()}
-        found = []
+        judged = _rated("data", data, viewed.model, seed)
+        taught = None if fit is None else _rated("fit", fit, viewed.model, seed)
         if taught is not None:
-            how = {"validation": validation or None, "epochs": epochs, "lr": lr, "image_batch": batch_size}
-            found.append(analysis.fit_perceptual(distance, taught, **how, **more))  # type: ignore[arg-type]
+            taught, judged = _apart(taught, judged, seed)
+        network = viewed.model.to(who.device)
+        size: Any = tuple(judged.image(judged.items[0].reference).shape) if side is None else side
+        if weights is None:
+            asked: dict[str, Any] = {"form": form or "lpips", "size": side, "input_size": size}
+            distance = analysis.PerceptualDistance(network, tap, **asked)
+        else:
+            distance = analysis.PerceptualDistance.load(weights, network, input_size=size)
+        more: dict[str, Any] = {"limit": limit, "seed": seed, "command": command_line()}
+        found: list[Any] = []
+        if taught is not None:
+            how: dict[str, Any] = {"validation": validation or None, "epochs": epochs, "lr": lr, **more}
+            found.append(analysis.fit_perceptual(distance, taught, image_batch=batch_size, **how))
+            _write(found, out)
+            distance.save(out / "weights")
         if all(result.settings["complete"] for result in found):
-            found.append(analysis.perceptual(distance, judged, shifts=shifts, batch_size=batch_size, **more))  # type: ignore[arg-type]
-        _write(found, distance if taught is not None else None, out)
+            found.append(analysis.perceptual(distance, judged, shifts=shifts, batch_size=batch_size, **more))
+            _write(found, out)
+        kinds = ", ".join(result.kind for result in found)
+        typer.echo(f"written to {out}: {kinds} (.json .csv .png), report.html{', weights' if fit else ''}")
+        if not all(result.settings["complete"] for result in found):
+            raise KeyboardInterrupt
 
 
-def _rated(name: str, model: Any, seed: int) -> Any:
+def _apart(taught: Any, judged: Any, seed: int) -> tuple[Any, Any]:
+    """What weights learn from, and other references that judge them: halves, where both are the same data."""
+    from surgeon.errors import RecipeError
+
+    common = set(taught.references) & set(judged.references)
+    if not common:
+        return taught, judged
+    if common == set(taught.references) == set(judged.references):
+        return judged.split(0.5, seed)  # type: ignore[no-any-return]
+    raise RecipeError(
+        f"--fit and --data share {len(common)} references, such as '{min(common)}': weights would be judged on what "
+        "they learned from; name other data"
+    )
+
+
+def _rated(option: str, name: str, model: Any, seed: int) -> Any:
     """Rated images by the name of their database and its folder, or distorted ones of scikit-learn's."""
     import analysis
     from analysis.distorting import SOURCES
@@ -99,22 +126,14 @@ def _rated(name: str, model: Any, seed: int) -> Any:
     if name in SOURCES:
         return analysis.distorted_samples(name, channels=input_sizes(unwrap(model), 32)[0][0], seed=seed)
     if not folder:
-        raise RecipeError(f"--data {name}: name a database and its folder, as tid2013:data/TID2013; {SMOKE}")
-    return analysis.rating_data(database, folder)
+        raise RecipeError(f"--{option} {name}: name a database and its folder, as tid2013:data/TID2013; {SMOKE}")
+    return analysis.rating_data(database, Path(folder).expanduser().resolve())
 
 
-def _write(found: list[Any], distance: Any, out: Path) -> None:
-    """Tables, figures, one page, and the weights that were learned."""
+def _write(found: list[Any], out: Path) -> None:
+    """Tables and figure of the last result, and one page of all."""
     from analysis.pages import write_report
     from recipes.analyze_cli import write_result
 
-    for result in found:
-        write_result(result, out, result.kind, page=False)
+    write_result(found[-1], out, found[-1].kind, page=False)
     write_report(found, out / "report.html")
-    if distance is not None:
-        distance.save(out / "weights")
-    kinds = ", ".join(result.kind for result in found)
-    saved = "" if distance is None else ", weights"
-    typer.echo(f"written to {out}: {kinds} (.json .csv .png), report.html{saved}")
-    if not all(result.settings["complete"] for result in found):
-        raise KeyboardInterrupt

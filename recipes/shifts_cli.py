@@ -129,7 +129,10 @@ def compare(
         list[str] | None, typer.Option(help="translation, consistency, robustness, cost …; may be repeated. All.")
     ] = None,
     shown: Annotated[int, typer.Option(min=0, help="Images on which they disagree, shown.")] = 12,
-    imgsz: Annotated[int | None, typer.Option(min=32, help="Of detectors, pixels of the longer side.")] = None,
+    imgsz: Annotated[
+        int | None, typer.Option(min=32, help="Of detectors, pixels of the longer side. Default: the first one's.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of detectors: train, val or test.")] = None,
     limit: Limit = None,
     batch_size: BatchSize = 128,
     amp: Amp = None,
@@ -144,6 +147,7 @@ def compare(
     Weights options are those of models named as timm names them.
     """
     import analysis
+    from analysis.comparing import kit_of
     from recipes.processes import processes
     from recipes.viewing import view_data, view_model
     from surgeon.errors import RecipeError
@@ -154,12 +158,15 @@ def compare(
     opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
     with processes(device) as who:
         both = [view_model(name, **(opened if _is_timm(name) else {})) for name in (original, operated)]
+        kit_of(both[0].model, both[1].model)
         if who.main:
             prepare(out, True, [])
         who.wait()
         for viewed in both:
             viewed.model.to(who.device)
-        batches, detector = view_data(both[0], data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz)
+        batches, detector = view_data(
+            both[0], data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz, split=split
+        )
         found = analysis.compare(
             both[0].model, both[1].model, batches, detector=detector, labels=names, measures=measure or None,
             shown=shown, limit=limit, amp=amp, seed=seed, command=command_line(),

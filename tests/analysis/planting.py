@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
@@ -65,6 +67,24 @@ def squares(count: int, side: int, low: int, high: int, seed: int = 0) -> list[l
     """One square per image, its corner anywhere from ``low`` to ``high``."""
     corners = np.random.default_rng(seed).integers(low, high + 1, (count, 2)).tolist()
     return [[(float(x), float(y), float(x + side), float(y + side))] for x, y in corners]
+
+
+def pictures(folder: Path) -> tuple[Path, list[Box]]:
+    """A data yaml of ten pictures of three shapes with one bright square each, and where they are, in pixels."""
+    boxes = [box for [box] in squares(10, 16, 8, 20)]
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        height, width = ((48, 96), (60, 96), (96, 96))[i % 3]
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[int(y1) : int(y2), int(x1) : int(x2)] = 255
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        place = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, 16 / width, 16 / height)
+        (folder / "labels" / f"{i}.txt").write_text(" ".join(["0", *(f"{number:.6f}" for number in place)]))
+    names = {0: "a", 1: "b", 2: "c"}
+    data = {"path": str(folder), "train": "images", "val": "images", "names": names}
+    (folder / "data.yaml").write_text(yaml.safe_dump(data))
+    return folder / "data.yaml", boxes
 
 
 def _table(answer: Found, classes: int) -> Tensor:

@@ -208,10 +208,10 @@ def test_what_was_measured_elsewhere_must_be_of_these_units() -> None:
 def test_what_was_measured_of_another_net_or_other_images_is_told() -> None:
     data, other = batches(4, (3, 9, 9), 4), planted({"one": 0.1, "two": 0.2, "fc": 0.3})
     other.settings = {**other.settings, "model": "Chain", "images": 4}
-    assert "robustness given is of" not in explain(Chain(), data, robustness=other).summary
+    assert "robustness given" not in explain(Chain(), data, robustness=other).summary
     other.settings = {**other.settings, "model": "resnet18", "images": 9}
     summary = explain(Chain(), data, robustness=other).summary
-    assert "of model 'resnet18', not 'Chain'" in summary and "of images 9, not 4" in summary
+    assert "the model 'resnet18', not 'Chain'" in summary and "on 9 images, not 4" in summary
 
 
 def test_robustness_is_measured_on_the_same_images() -> None:

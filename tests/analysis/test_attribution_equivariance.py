@@ -136,6 +136,18 @@ def test_maps_kept_at_once_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(close)
 
 
+def test_images_of_several_sizes_are_compared_with_those_of_their_size() -> None:
+    compared, moved = Compared(["one"], [(1, 1)], wrapped=True), {}
+    maps_ = [torch.rand(2, 6, 8), torch.rand(1, 4, 4), torch.rand(3, 6, 8)]
+    for still in maps_:
+        moved["one", (1, 1)] = (still, still.roll((1, 1), (1, 2)))
+        compared.add(moved)
+    compared.finish()
+    values = {key: np.concatenate(compared.values["one", (1, 1), key]) for key in ("", "chance_", "stayed_")}
+    assert {key: len(one) for key, one in values.items()} == {"": 6, "chance_": 5, "stayed_": 6}  # one is alone
+    assert np.allclose(values[""][:, 0], 1) and compared.images == 6 and np.all(values["chance_"][:, 0] < 0.9)
+
+
 def test_shifts_are_whole_numbers_of_any_library() -> None:
     found = moving(Circular(), batches(2, (3, 8, 8), 4), shifts=np.arange(1, 3))
     assert [row["shift_right_px"] for row in found.rows] == [1, 2]

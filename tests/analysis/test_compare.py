@@ -167,6 +167,16 @@ def test_ctrl_c_ends_the_comparison_with_what_there_is(monkeypatch: pytest.Monke
     assert "stopped during translation" in found.summary
 
 
+def test_a_measure_whose_code_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setitem(analysis.comparing.CLASSIFIERS.measures, "translation", failing)
+    found = beside(Answers(0.5), Answers(0.8), images(), "translation", "consistency")
+    assert "translation is left out: it failed by RuntimeError: sizes" in found.summary
+    assert found.settings["complete"] and any("consistency" in row["measure"] for row in found.rows)
+
+
 def test_unknown_settings_are_refused_before_anything_runs() -> None:
     with pytest.raises(AnalysisError, match="consistency takes no 'pases'; it takes"):
         beside(Answers(0.5), Answers(0.8), images(), "consistency", settings={"consistency": {"pases": 2}})

@@ -11,8 +11,9 @@ import torch
 
 import analysis
 from surgeon.errors import AnalysisError
-from tests.analysis.planting import Box, Found, Rule, exactly, on_a_grid, planted, scenes, squares
+from tests.analysis.planting import Box, Found, Rule, exactly, on_a_grid, pictures, planted, scenes, squares
 from tests.contracts import Snapshot
+from tests.surgeon.yolo.small import network
 
 pytest.importorskip("ultralytics")
 BOXES = squares(12, 40, 8, 80)
@@ -22,6 +23,11 @@ AT = 48.0
 def left_ones(box: Box) -> Found:
     """What lies at the left, exactly."""
     return exactly(box) if box[0] < AT else []
+
+
+def nothing(_: Box) -> Found:
+    """Blind."""
+    return []
 
 
 def of_another_class(box: Box) -> Found:
@@ -60,6 +66,41 @@ def test_what_only_one_finds_is_counted_and_drawn(tmp_path: Path) -> None:
     assert len(found.gallery().axes[0].patches) == 1
     page = found.report(tmp_path / "page.html").read_text()
     assert page.count("<svg") + page.count("data:image/png") >= 2 and "average precision" in page
+
+
+def test_boxes_lie_right_in_letterboxes(tmp_path: Path) -> None:
+    data, _ = pictures(tmp_path / "data")
+    nets = [net_of(tmp_path / rule.__name__, rule) for rule in (exactly, nothing)]
+    found = beside(*nets, data, detector={"imgsz": 192, "batch": 4, "resamples": 20})
+    assert len(found.disagreements) == 10 and found.settings["detector"]["imgsz"] == 192
+    assert len({tuple(each.image.shape[1:]) for each in found.disagreements}) > 1
+    for each in found.disagreements:
+        there = each.image[0] > 0.6
+        rows, columns = there.any(1).nonzero()[:, 0], there.any(0).nonzero()[:, 0]
+        assert np.allclose(each.alone[0][0], [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], atol=1)
+
+
+def test_both_see_images_of_one_size(tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    data, _ = pictures(tmp_path / "data")
+    nets = [YOLO(network(tmp_path)) for _ in range(2)]
+    nets[1].model.load_state_dict(nets[0].model.state_dict())
+    for net, size in zip(nets, (192, 96), strict=True):
+        net.model.args = {"imgsz": size}
+    own = {"detection_shift": {"shifts": (4,)}, "cost": {"rounds": 1, "least": 1e-3}}
+    found = analysis.compare(*nets, data, measures=["detection_shift", "cost"], settings=own, progress=False)
+    assert found.settings["detector"]["imgsz"] == 192 and "left out" not in found.summary
+    differ = {row["measure"] for row in found.rows if row["difference"]}
+    assert differ <= {"milliseconds at batch 1"}, differ
+
+
+def test_nets_that_see_other_shapes_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    data, _ = pictures(tmp_path / "data")
+    nets = [net_of(tmp_path / name, exactly) for name in "ab"]
+    nets[1].model.stride = torch.tensor([8.0, 64.0])
+    with pytest.raises(AnalysisError, match=r"of stride 64 are shown the first images as \(3, 96, 160\) and \(3, 128"):
+        beside(*nets, data, detector={"imgsz": 96, "batch": 1})
 
 
 def test_a_detector_beside_itself_differs_nowhere(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 from torch import nn
 
 pytest.importorskip("ultralytics")
@@ -25,7 +23,7 @@ from analysis.detection_matching import match, match_by_truth, things
 from analysis.shift_views import Shifting, moved_truth
 from analysis.stored import read_result
 from tests.analysis.detecting import Found
-from tests.analysis.planting import Box, exactly, on_a_grid, planted, scenes, squares
+from tests.analysis.planting import Box, exactly, on_a_grid, pictures, planted, scenes, squares
 from tests.analysis.test_detection_robustness import broken_by, detector, labelled_by, looks, some_batches
 
 FEW = {"resamples": 2}
@@ -95,21 +93,10 @@ def test_the_stride_is_found_in_the_jitter(on_grid: Any) -> None:
 
 def test_a_detector_that_finds_what_there_is_does_not_jitter(tmp_path: Path) -> None:
     """In letterboxes too: pictures twice as large as on disk, with bars; boxes in pixels of the disk."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    for i, [(x1, y1, x2, y2)] in enumerate(squares(10, 16, 8, 20)):
-        height, width = ((48, 96), (60, 96), (96, 96))[i % 3]
-        pixels = np.zeros((height, width, 3), np.uint8)
-        pixels[int(y1) : int(y2), int(x1) : int(x2)] = 255
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-        place = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, 16 / width, 16 / height)
-        (tmp_path / "labels" / f"{i}.txt").write_text(" ".join(["0", *(f"{number:.6f}" for number in place)]))
-    names = {0: "a", 1: "b", 2: "c"}
-    data = {"path": str(tmp_path), "train": "images", "val": "images", "names": names}
-    (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
+    data, _ = pictures(tmp_path)
     model = planted(tmp_path, exactly)
     settings = {"shifts": (-3, 5, 16), "padding": "black", "detector": {**FEW, "imgsz": 192, "batch": 4}}
-    result = shifted(model, tmp_path / "data.yaml", **settings)
+    result = shifted(model, data, **settings)
     assert [row["dx_px"] for row in result.rows] == [0, -3, 5, 16] and result.settings["input_size"] == 192
     for row in result.rows:
         assert row["ap"] == pytest.approx(result.rows[0]["ap"]) and row["ap"] > 0.8

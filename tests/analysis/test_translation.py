@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def test_one_pass_is_a_pass_for_each_and_loads_the_images_once() -> None:
         one, many = (scan(model, noise(3, 32), method=method, **settings) for method in ("single_pass", "naive"))
         assert one.rows == many.rows
         assert one.settings["images_loaded"] == 24 and many.settings["images_loaded"] == 24 * len(one.rows)
+
+
+def test_numbers_of_any_library_are_written_as_plain_ones() -> None:
+    model, data = timm.create_model("test_resnet", num_classes=4).eval(), noise(3, 32)
+    found = scan(model, data, axis="diagonal", reach=np.int64(1), step=np.float32(1))
+    assert [row["dx_px"] for row in json.loads(found.to_json())["rows"]] == [-1, 0, 1]
 
 
 def test_by_hand() -> None:

@@ -12,6 +12,7 @@ import torch
 import surgeon
 from analysis import PerceptualDistance
 from recipes.cli import main
+from surgeon.errors import AnalysisError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,15 @@ def test_perceptual(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "words"),
     [
         (("aliasing", "NET"), "Name a data set by --data"),
-        (("aliasing", "NET", "--data", "digits", "--axis", "grid"), "give diagonal, horizontal or vertical"),
+        (("aliasing", "NET", "--data", "digits", "--axis", "grid"), "is one of diagonal, horizontal, vertical"),
+        (("aliasing", "NET", "--data", "digits", "--column", "acuracy"), "is one of loss, accuracy"),
+        (("aliasing", "NET", "--data", "digits", "--units", "blok"), "is one of layer, block, stage"),
+        (
+            ("aliasing", "PATCHES", "--data", "digits", "--reach", "20"),
+            "smallest stride, of 16 pixels, needs 64",
+        ),
+        (("perceptual", "NET", "--data", "digits", "--fit", "tid2014"), "--fit tid2014: name a database"),
+        (("perceptual", "NET", "--data", "digits", "--weights", "x", "--form", "gap"), "leave out --form"),
         (("perceptual", "NET", "--data", "tid2013"), "name a database and its folder"),
         (("perceptual", "NET", "--data", "tid2014:x"), "did you mean 'tid2013'"),
         (("perceptual", "NET", "--data", "digits", "--form", "gabb"), "it is one of lpips, gap"),
@@ -73,7 +82,21 @@ def test_perceptual(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_mistakes_are_one_line(
     net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
 ) -> None:
-    given = [str(net) if word == "NET" else word for word in arguments]
+    given = [{"NET": str(net), "PATCHES": "test_vit"}.get(word, word) for word in arguments]
     code, _, err = run(*given, "--out", tmp_path / "out", capsys=capsys)
     assert code == 2 and words in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_learned_stays_where_judging_fails(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise AnalysisError("the picture is damaged")
+
+    monkeypatch.setattr("analysis.perceptual", broken)
+    words = ("--data", "photos", "--fit", "digits", "--epochs", 2, "--shifts", 0)
+    code, _, err = run("perceptual", net, *words, "--out", tmp_path / "a", capsys=capsys)
+    assert code == 2 and "damaged" in err
+    PerceptualDistance.load(tmp_path / "a" / "weights", surgeon.load(net))
+    assert (tmp_path / "a" / "perceptual_fit.json").exists()
