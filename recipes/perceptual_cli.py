@@ -84,20 +84,29 @@ def perceptual(
             distance = analysis.PerceptualDistance(network, tap, **asked)
         else:
             distance = analysis.PerceptualDistance.load(weights, network, input_size=size)
-        more: dict[str, Any] = {"limit": limit, "seed": seed, "command": command_line()}
-        found: list[Any] = []
-        if taught is not None:
-            how: dict[str, Any] = {"validation": validation or None, "epochs": epochs, "lr": lr, **more}
-            found.append(analysis.fit_perceptual(distance, taught, image_batch=batch_size, **how))
-            _write(found, out)
-            distance.save(out / "weights")
-        if all(result.settings["complete"] for result in found):
-            found.append(analysis.perceptual(distance, judged, shifts=shifts, batch_size=batch_size, **more))
-            _write(found, out)
-        kinds = ", ".join(result.kind for result in found)
-        typer.echo(f"written to {out}: {kinds} (.json .csv .png), report.html{', weights' if fit else ''}")
-        if not all(result.settings["complete"] for result in found):
-            raise KeyboardInterrupt
+        how = {"validation": validation or None, "epochs": epochs, "lr": lr, "image_batch": batch_size}
+        more = {"limit": limit, "seed": seed, "command": command_line()}
+        _run(distance, taught, judged, how, {"shifts": shifts, "batch_size": batch_size}, more, out)
+
+
+def _run(
+    distance: Any, taught: Any, judged: Any, how: dict[str, Any], asked: dict[str, Any], more: dict[str, Any], out: Path
+) -> None:
+    """Learn, where something is taught, and judge; what was learned is written before judging begins."""
+    import analysis
+
+    found: list[Any] = []
+    if taught is not None:
+        found.append(analysis.fit_perceptual(distance, taught, **how, **more))
+        _write(found, out)
+        distance.save(out / "weights")
+    if all(result.settings["complete"] for result in found):
+        found.append(analysis.perceptual(distance, judged, **asked, **more))
+        _write(found, out)
+    kinds = ", ".join(result.kind for result in found)
+    typer.echo(f"written to {out}: {kinds} (.json .csv .png), report.html{'' if taught is None else ', weights'}")
+    if not all(result.settings["complete"] for result in found):
+        raise KeyboardInterrupt
 
 
 def _apart(taught: Any, judged: Any, seed: int) -> tuple[Any, Any]:

@@ -51,4 +51,4 @@ def test_errors_in_words(
 
 def test_a_classifier_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert analyze("digits_convnet", "--data", "mine.yaml", "--out", tmp_path / "out") == 2
-    assert "data is 'mine.yaml'" in capsys.readouterr().err
+    assert "found DigitsConvNet; of a classifier call analysis.translation" in capsys.readouterr().err
