@@ -181,16 +181,18 @@ def _scenes() -> dict[str, Tensor]:
 def _photos(count: int, size: int, seed: int) -> dict[str, Tensor]:
     """Different squares, (3, size, size), of either photograph in turn, by where they are cut."""
     drawn = np.random.default_rng(seed)
-    places = []
+    places, there = [], 0
     for name, scene in _scenes().items():
         high, wide = (side - size + 1 for side in scene.shape[1:])
-        places.append([(name, *map(int, divmod(spot, wide))) for spot in drawn.permutation(high * wide)])
-    turns = [place for both in zip(*places, strict=True) for place in both]
-    if count > len(turns):
+        there += high * wide
+        spots = drawn.permutation(high * wide)[: -(-count // 2)]
+        places.append([(name, *map(int, divmod(spot, wide))) for spot in spots])
+    if count > there:
         raise AnalysisError(
-            f"distorted_samples: images is {count}, and of {size} pixels there are {len(turns)} squares; give fewer "
+            f"distorted_samples: images is {count}, and of {size} pixels there are {there} squares; give fewer "
             "images, or a smaller size"
         )
+    turns = [place for both in zip(*places, strict=True) for place in both]
     return {
         f"{name} {top} {left}": _scenes()[name][:, top : top + size, left : left + size]
         for name, top, left in turns[:count]

@@ -6,12 +6,12 @@ Apart from the scans it builds on, which are commands too; free of slow imports 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from recipes.jobs import command_line, prepare, run_jobs
-from recipes.shifts_cli import (
+from recipes.jobs import at_work, command_line, run_jobs
+from recipes.options import (
     Amp,
     BatchSize,
     Checkpoint,
@@ -31,7 +31,6 @@ ALIASING = (
     "surgeon analyze aliasing resnet50 --pretrained --data folder:imagenet --limit 1000 --reach 64"
 )
 AXES, COLUMNS = ("diagonal", "horizontal", "vertical"), ("loss", "accuracy", "relative_loss")
-LEVELS = ("layer", "block", "stage")
 Of = Annotated[str, typer.Option(help="Whose spectrum: loss, accuracy or relative_loss.")]
 
 
@@ -60,24 +59,21 @@ def aliasing(
     Sampling map, equivariance error layer by layer, and the spectrum of a measure over shifts. Writes tables (JSON,
     CSV), figures and one page (report.html) into a folder. Ctrl-C keeps what was measured; run it again to go on.
     """
+    from analysis.parts import Level
     from analysis.shifted_passes import size_of
-    from recipes.processes import processes
-    from recipes.viewing import view_images, view_model
+    from recipes.viewing import view_images
     from surgeon.errors import RecipeError
 
-    for option, value, known in (("axis", axis, AXES), ("column", column, COLUMNS), ("units", units, LEVELS)):
+    for option, value, known in (("axis", axis, AXES), ("column", column, COLUMNS), ("units", units, get_args(Level))):
         if value not in known:
             raise RecipeError(f"--{option} {value}: it is one of {', '.join(known)}")
-    with processes(device) as who:
-        viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
-        if who.main:
-            prepare(out, resume, ["translation"])
-        who.wait()
-        viewed.model.to(who.device)
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    with at_work(model, out, ["translation"], device, resume, **opened) as (who, viewed):
         batches = view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed)
         size = size_of(batches)
-        _long_enough(viewed.model, size, reach or min(size[1:]) // 2)
-        scan = {"axis": axis, "reach": reach or min(size[1:]) // 2, "step": 1, "padding": padding, "amp": amp}
+        farthest = reach or min(size[1:]) // 2
+        _long_enough(viewed.model, size, farthest)
+        scan = {"axis": axis, "reach": farthest, "step": 1, "padding": padding, "amp": amp}
         more = {"limit": limit, "seed": seed, "command": command_line()}
         run_jobs(_jobs(viewed.model, batches, size, column, units, scan, more), out, who.main)
 

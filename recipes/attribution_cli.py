@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from recipes.options import Amp, BatchSize, Checkpoint, Classes, Device, Limit, Pretrained, Root
+
 ATTRIBUTION = (
     "surgeon analyze attribution runs/digits_layers_resnet | "
     "surgeon analyze attribution resnet50 --pretrained --data folder:imagenet --limit 100 --no-robustness"
@@ -21,21 +23,13 @@ Net = Annotated[
     str, typer.Argument(help="Folder of a run (weights, recipe), or any model: timm's name, .pt, a folder of weights.")
 ]
 Data = Annotated[str | None, typer.Option(help="A data set, a recipe, or a detector's yaml. Default: the run's own.")]
-Root = Annotated[str | None, typer.Option(help="Folder of the data set, where it needs one.")]
 Units = Annotated[str, typer.Option(help="layer, block or stage.")]
 Baseline = Annotated[str, typer.Option(help="zero, mean (each image's mean colour) or blur.")]
 StepCount = Annotated[int, typer.Option(min=2, help="Of the path from baseline to image; even.")]
 Target = Annotated[str | None, typer.Option(help="label or predicted; of detectors confidence.")]
 Internal = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: what --memory holds.")]
 Memory = Annotated[str, typer.Option(help="What a pass may take.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Most images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
-Amp = Annotated[str | None, typer.Option(help="bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, and of the order of images.")]
-Pretrained = Annotated[bool, typer.Option(help="Load timm's pretrained weights.")]
-Checkpoint = Annotated[str | None, typer.Option(help="A file of the model's weights.")]
-Classes = Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")]
 
 
 def attribution(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.jobs import command_line, prepare, run_jobs
+from recipes.jobs import at_work, command_line, run_jobs
 
 DETECTION_SHIFT = (
     "surgeon analyze detection-shift best.pt --data mine.yaml --limit 500 | "
@@ -48,20 +48,13 @@ def detection_shift(
     """
     import analysis
     from recipes.number_lists import numbers
-    from recipes.processes import processes
-    from recipes.viewing import view_model
 
     settings: dict[str, Any] = {
         **{"shifts": None if shifts is None else numbers("--shifts", shifts), "axis": axis, "padding": padding},
         **{"fill": fill, "match_iou": match_iou, "conf": conf, "limit": limit, "amp": amp, "seed": seed},
         **{"detector": {"imgsz": imgsz, "split": split, "batch": batch_size, "resamples": resamples}},
     }
-    with processes(device) as who:
-        viewed = view_model(model)
-        if who.main:
-            prepare(out, resume, ["detection_shift"])
-        who.wait()
-        viewed.model.to(who.device)
+    with at_work(model, out, ["detection_shift"], device, resume) as (who, viewed):
 
         def job(**more: Any) -> Any:
             return analysis.detection_shift(viewed.model, data, command=command_line(), **settings, **more)

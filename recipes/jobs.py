@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,34 @@ import typer
 
 if TYPE_CHECKING:
     from analysis import Result
+    from recipes.processes import Processes
+    from recipes.viewing import Viewed
+
+
+@contextmanager
+def at_work(
+    model: str, out: Path, names: Iterable[str], device: str, resume: bool, **opened: Any
+) -> Iterator[tuple[Processes, Viewed]]:
+    """Open a model in every process, on its device, once the folder is known to take results.
+
+    Args:
+        model: As users name it.
+        out: Folder of the results.
+        names: Of the analyses, as of :func:`prepare`.
+        device: As ``--device`` gives it.
+        resume: Likewise.
+        opened: How the model is opened.
+    """
+    from recipes.processes import processes
+    from recipes.viewing import view_model
+
+    with processes(device) as who:
+        viewed = view_model(model, **opened)
+        if who.main:
+            prepare(out, resume, names)
+        who.wait()
+        viewed.model.to(who.device)
+        yield who, viewed
 
 
 def run_jobs(jobs: dict[str, Any], out: Path, main: bool) -> None:

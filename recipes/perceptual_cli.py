@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from recipes.options import Checkpoint, Classes, Device, Net, Pretrained, Seed
+
 PERCEPTUAL = (
     "surgeon analyze perceptual runs/digits_spd/spd --data digits | "
     "surgeon analyze perceptual vgg16 --pretrained --form gap --fit tid2008:data/TID2008 --data kadid10k:data/kadid10k"
 )
 SMOKE = "digits and photos are distorted here, in steps of known strength"
-Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
 Rated = Annotated[str, typer.Option(help=f"tid2008:FOLDER, tid2013:, kadid10k:, raid:, bapps:; {SMOKE}.")]
 
 
@@ -45,11 +46,11 @@ def perceptual(
     shifts: Annotated[int, typer.Option(min=0, help="Measure shifts of 1 to so many pixels.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Most pairs.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = False,
-    checkpoint: Annotated[str | None, typer.Option(help="A file of the model's weights.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
 ) -> None:
     """How well a distance in a net's features agrees with people, and how much it sees of small shifts.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from recipes.jobs import command_line, prepare, run_jobs
+from recipes.options import two_labels
 
 RESOLUTION = (
     "surgeon analyze resolution runs/digits_spd/original runs/digits_spd/spd | "
@@ -58,7 +59,7 @@ def resolution(
     from recipes.viewing import view_data, view_model
 
     settings: dict[str, Any] = {
-        **{"factors": numbers("--factors", factors), "back": not small, "down": down, "labels": _names(labels)},
+        **{"factors": numbers("--factors", factors), "back": not small, "down": down, "labels": two_labels(labels)},
         **{"limit": limit, "amp": amp, "seed": seed},
     }
     with processes(device) as who:
@@ -79,12 +80,3 @@ def resolution(
             return analysis.resolution(viewed.model, batches, command=command_line(), **settings, **more)
 
         run_jobs({"resolution": job}, out, who.main)
-
-
-def _names(labels: str) -> list[str]:
-    from surgeon.errors import RecipeError
-
-    names = [name.strip() for name in labels.split(",")]
-    if len(names) != 2 or not all(names) or names[0] == names[1]:
-        raise RecipeError(f"--labels {labels}: give two different names, as original,operated")
-    return names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.jobs import command_line, prepare, run_jobs
+from recipes.jobs import at_work, command_line, run_jobs
 
 if TYPE_CHECKING:
     from recipes.viewing import Viewed
@@ -70,19 +70,15 @@ def robustness(
     import analysis
     from analysis.grouping import groups_of
     from analysis.studying import units_of
-    from recipes.processes import processes
-    from recipes.viewing import view_data, view_model
+    from recipes.viewing import view_data
 
     settings: dict[str, Any] = {
         **{"units": units, "draws": draws, "batchnorm": batchnorm, "seed": seed, "method": method},
         **{"tolerance": tolerance, "limit": limit, "memory": memory, "amp": amp, "command": command_line()},
     }
-    with processes(device) as who:
-        viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
-        if who.main:
-            prepare(out, resume, ("robustness", "joint_robustness", "search_joint"))
-        who.wait()
-        viewed.model.to(who.device)
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    ledgers = ("robustness", "joint_robustness", "search_joint")
+    with at_work(model, out, ledgers, device, resume, **opened) as (who, viewed):
         settings |= _states(viewed, initial, checkpoints)
         batches, detector = view_data(
             viewed, data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz, split=split

@@ -10,7 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.jobs import command_line, prepare, run_jobs
+from recipes.jobs import at_work, command_line, prepare, run_jobs
+from recipes.options import (
+    Amp,
+    BatchSize,
+    Checkpoint,
+    Classes,
+    Data,
+    Device,
+    Limit,
+    Net,
+    Pretrained,
+    Resume,
+    Root,
+    Seed,
+    two_labels,
+)
 
 TRANSLATION = (
     "surgeon analyze translation runs/digits_spd/spd | "
@@ -25,20 +40,8 @@ COMPARE = (
     "surgeon analyze compare resnet50 saved/operated --pretrained --data folder:imagenet --limit 5000 | "
     "surgeon analyze compare best.pt operated.pt --data mine.yaml --measure detection_shift --measure cost"
 )
-Net = Annotated[str, typer.Argument(help="Folder of a run, or any model: timm's name, a folder of surgeon.save.")]
-Data = Annotated[str | None, typer.Option(help="A data set, or a recipe whose data counts. Default: the run's own.")]
-Root = Annotated[str | None, typer.Option(help="Folder of the data set, where it needs one.")]
 Padding = Annotated[str, typer.Option(help="What comes in: mirror, black, circular, or crop from a larger image.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the window in pixels, of larger images.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Most images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn.")]
-Pretrained = Annotated[bool, typer.Option(help="Load timm's pretrained weights.")]
-Checkpoint = Annotated[str | None, typer.Option(help="A file of the model's weights.")]
-Classes = Annotated[int | None, typer.Option(min=1, help="Of the checkpoint, where not timm's.")]
-Resume = Annotated[bool, typer.Option(help="Continue what the folder holds, or start over.")]
-Amp = Annotated[str | None, typer.Option(help="bfloat16 or float16.")]
 
 
 def translation(
@@ -150,11 +153,8 @@ def compare(
     from analysis.comparing import kit_of
     from recipes.processes import processes
     from recipes.viewing import view_data, view_model
-    from surgeon.errors import RecipeError
 
-    names = [name.strip() for name in labels.split(",")]
-    if len(names) != 2 or not all(names) or names[0] == names[1]:
-        raise RecipeError(f"--labels {labels}: give two different names, as original,operated")
+    names = two_labels(labels)
     opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
     with processes(device) as who:
         both = [view_model(name, **(opened if _is_timm(name) else {})) for name in (original, operated)]
@@ -201,15 +201,9 @@ def _one(
 ) -> None:  # fmt: skip
     """Open model and images, and do the analysis of that name."""
     import analysis
-    from recipes.processes import processes
-    from recipes.viewing import view_images, view_model
+    from recipes.viewing import view_images
 
-    with processes(device) as who:
-        viewed = view_model(model, **opened)
-        if who.main:
-            prepare(out, resume, [name])
-        who.wait()
-        viewed.model.to(who.device)
+    with at_work(model, out, [name], device, resume, **opened) as (who, viewed):
         batches = view_images(viewed, images.pop("data"), **images, shuffle=settings["seed"])
         function = getattr(analysis, name)
         run_jobs(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.jobs import command_line, prepare
+from recipes.jobs import at_work, command_line
 
 SPATIAL = (
     "surgeon analyze spatial runs/digits_spatial_vgg | "
@@ -61,20 +61,15 @@ def spatial(
     on.
     """
     import analysis
-    from recipes.processes import processes
-    from recipes.viewing import view_data, view_model
+    from recipes.viewing import view_data
 
     settings: dict[str, Any] = {
         **{"units": units, "passes": passes, "skips": skips, "seed": seed, "method": method, "limit": limit},
         **{"memory": memory, "amp": amp, "command": command_line()},
         **{key: value for key, value in (("shuffles", shuffle), ("patches", patch), ("which", which)) if value},
     }
-    with processes(device) as who:
-        viewed = view_model(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes)
-        if who.main:
-            prepare(out, resume, ["spatial"])
-        who.wait()
-        viewed.model.to(who.device)
+    opened = {"pretrained": pretrained, "checkpoint": checkpoint, "num_classes": num_classes}
+    with at_work(model, out, ["spatial"], device, resume, **opened) as (who, viewed):
         batches, detector = view_data(
             viewed, data, root=root, batch_size=batch_size, seed=seed, imgsz=imgsz, split=split
         )

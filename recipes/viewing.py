@@ -20,7 +20,6 @@ from recipes.loading import load, shipped
 from recipes.opening import images_recipe, open_model
 from recipes.schema import DetectorRecipe, RecipeFile
 from surgeon.errors import RecipeError, SurgeonError
-from surgeon.yolo.joining import is_object
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,9 @@ def view_data(
     Raises:
         RecipeError: When there is no such data set, or a detector has none.
     """
-    if not is_object(viewed.model) or getattr(viewed.model, "task", "") == "classify":
+    from analysis.opening import detects  # late: drawing comes with it
+
+    if not detects(viewed.model):
         return view_images(viewed, data, root=root, batch_size=batch_size, shuffle=seed), None
     if data is None:
         raise RecipeError("a detector needs its data: --data mine.yaml")

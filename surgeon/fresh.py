@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from surgeon.errors import RefusedError
 from surgeon.randomness import generators_kept
+from surgeon.recorder import of_surgery
 from surgeon.resetting import seed_generators
 from surgeon.skeleton import BUILDER
 
@@ -99,7 +100,7 @@ _kept = lru_cache(maxsize=1)(whole)
 
 
 def _operated(part: nn.Module) -> bool:
-    return any(type(module).__module__.startswith("surgeon.ops.") for module in part.modules())
+    return any(map(of_surgery, part.modules()))
 
 
 def _why_not_reset(part: nn.Module) -> str | None:

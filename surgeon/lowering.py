@@ -16,6 +16,7 @@ from surgeon.ledger import Ledger
 from surgeon.locating import pair
 from surgeon.ops.conv_spd import POINTWISE, SpaceToDepth
 from surgeon.ops.spd_fold import one_conv
+from surgeon.recorder import of_surgery
 from surgeon.site import Pair
 from surgeon.skeleton import LEDGER
 from surgeon.tracing import Trace, calls_of, record_forward
@@ -75,11 +76,7 @@ def lower(model: nn.Module) -> nn.Module:
 
 def lowerable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Path and module of every layer that knows how to fold itself, or says that it cannot."""
-    own = [
-        (path, m)
-        for path, m in model.named_modules()
-        if type(m).__module__.startswith("surgeon.ops.") and not isinstance(m, SpaceToDepth)
-    ]
+    own = [(path, m) for path, m in model.named_modules() if of_surgery(m) and not isinstance(m, SpaceToDepth)]
     return [(path, m) for path, m in own if not any(path.startswith(f"{other}.") for other, _ in own)]
 
 

@@ -37,16 +37,24 @@ LEAVES = (
     nn.GroupNorm,
     nn.MultiheadAttention,
 )
-OPS = "surgeon.ops."  # home of the layers of surgery, leaves too
 STANDS_FOR = re.compile(r"surgeon_(\w+)_\d+")  # a child in the place of a functional call, which still counts
+
+
+def of_surgery(module: nn.Module) -> bool:
+    """Whether a module is a layer that an op puts into networks.
+
+    Example:
+        >>> of_surgery(nn.Conv2d(3, 4, 1))
+        False
+    """
+    return type(module).__module__.startswith("surgeon.ops.")
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a call of ``module`` is one node: by class, so that subclasses of ``nn.Conv2d`` are leaves too."""
-    home = type(module).__module__
-    if isinstance(module, LEAVES) or home.startswith(OPS):
+    if isinstance(module, LEAVES) or of_surgery(module):
         return True
-    return home.startswith("torch.nn.") and not any(module.children())
+    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
 def function_name(function: Callable[..., Any]) -> str:

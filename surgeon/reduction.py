@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from surgeon.recorder import LEAVES, OPS
+from surgeon.recorder import LEAVES, of_surgery
 from surgeon.tracing import Trace
 
 
@@ -34,7 +34,7 @@ def _is_layer(node: fx.Node, recorded: Trace) -> bool:
     if node.op != "call_module" or "<" in str(node.target):
         return False
     module = recorded.model.get_submodule(str(node.target))
-    return isinstance(module, LEAVES) or type(module).__module__.startswith(OPS)
+    return isinstance(module, LEAVES) or of_surgery(module)
 
 
 def stride_before(node: fx.Node, totals: Mapping[fx.Node, int]) -> int:

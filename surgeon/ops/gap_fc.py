@@ -36,6 +36,7 @@ from surgeon.ops.drawing import Drawing, check_seed
 from surgeon.ops.gap import Tap2d
 from surgeon.ops.point_conv import Init, point_conv, why_not_point
 from surgeon.ops.remove import Removed
+from surgeon.recorder import of_surgery
 from surgeon.site import Kind, Site
 from surgeon.table import by
 from surgeon.tracing import Trace, within
@@ -169,7 +170,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
 
 def _sees_more(layer: nn.Module) -> bool:
     one = isinstance(layer, (GlobalPool2d, Tap2d, Drawing, Removed))
-    return type(layer).__module__.startswith("surgeon.ops.") and not one
+    return of_surgery(layer) and not one
 
 
 def _stretching(cut: Cut, recorded: Trace) -> list[str]:
